@@ -1,0 +1,109 @@
+"""What is computed: the resolved shape of a model, as plain numbers.
+
+Reading a ``config.json`` is ``config.py``; counting is ``parameters.py``; operators come from ``layers.py``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True)
+class Mixer:
+    """The token mixer of one layer.
+
+    ``kind``: "attention" (MHA/GQA/MQA), "mla", "scan" (gated delta net, Mamba-2, lightning, short conv), "none".
+    ``window`` > 0: sliding window; ``chunk`` > 0: chunked attention. ``index_*``: DeepSeek sparse attention's indexer.
+    """
+
+    kind: str
+    heads: int = 0
+    kv_heads: int = 0
+    head_dim: int = 0
+    v_head_dim: int = 0
+    window: int = 0
+    chunk: int = 0
+    qkv_bias: bool = False
+    out_bias: bool = False
+    qk_norm: bool = False
+    output_gate: bool = False
+    sinks: bool = False
+    # MLA
+    q_lora_rank: int = 0
+    kv_lora_rank: int = 0
+    rope_head_dim: int = 0
+    nope_head_dim: int = 0
+    # sparse attention
+    index_heads: int = 0
+    index_head_dim: int = 0
+    index_top_k: int = 0
+    # linear attention and state space
+    scan_kind: str = ""
+    key_heads: int = 0
+    key_dim: int = 0
+    value_heads: int = 0
+    value_dim: int = 0
+    conv_width: int = 0
+    state_groups: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class FeedForward:
+    """The channel mixer of one layer. ``kind``: "dense", "moe", "none"."""
+
+    kind: str
+    intermediate: int = 0
+    gated: bool = True
+    bias: bool = False
+    experts: int = 0
+    top_k: int = 0
+    expert_intermediate: int = 0
+    shared_intermediate: int = 0
+    shared_gate: bool = False
+    latent: int = 0  # experts work in a latent width smaller than hidden (0 = hidden)
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """``count`` consecutive or scattered identical layers."""
+
+    mixer: Mixer
+    feed_forward: FeedForward
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class Quantisation:
+    """What the checkpoint stores. Labels as in ``operators.WEIGHT_BYTES``."""
+
+    default: str = "bf16"
+    attention: str = "bf16"
+    experts: str = "bf16"
+    dense: str = "bf16"
+    head: str = "bf16"
+    kv_cache: str = "bf16"
+
+
+@dataclass(frozen=True, slots=True)
+class Architecture:
+    """A model, resolved: every number below is exact or the reader refused the config."""
+
+    name: str
+    model_type: str
+    hidden: int
+    vocab: int
+    layers: tuple[Layer, ...]
+    tied_embeddings: bool
+    max_context: int
+    quantisation: Quantisation
+    parameters: int  # total, to the last one; what is counted: see model/parameters.py
+    active_parameters: int  # touched by one token
+    components: dict[str, int] = field(default_factory=dict)  # parameters by component; sums to ``parameters``
+    mtp_layers: int = 0
+    has_vision: bool = False
+    has_audio: bool = False
+    notes: tuple[str, ...] = ()
+
+    @property
+    def num_layers(self) -> int:
+        return sum(layer.count for layer in self.layers)
