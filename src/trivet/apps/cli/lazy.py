@@ -35,4 +35,6 @@ def lazy_group(package: str, commands: dict[str, str], help_text: str) -> typer.
             ctx.meta["trivet.listing"] = True
             super().format_help(ctx, formatter)
 
-    return typer.Typer(cls=Lazy, no_args_is_help=True, add_completion=False, rich_markup_mode=None, help=help_text)
+    app = typer.Typer(cls=Lazy, no_args_is_help=True, add_completion=False, rich_markup_mode=None, help=help_text)
+    app.callback()(lambda: None)  # Typer wants a callback on a group that has no command of its own
+    return app
