@@ -1,0 +1,251 @@
+"""The physics of one operator on one chip: compute time, memory time, and how well the shape fills the chip.
+
+Every function here returns *ideal* times at data-sheet rates, quantisation of tiles and waves included; how far kernels
+stay behind (sustained peak, achieved bandwidth, launch floor) is the business of ``residual.py``. Arrays broadcast.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trivet.chip.point import OPERAND_BYTES, ChipPoint
+from trivet.errors import Unsupported
+from trivet.operators import ACTIVATION_BYTES, WEIGHT_BYTES, Attention, Conv, Gemm, GroupedGemm, Scan, Stream
+
+Floats = NDArray[np.float64]
+
+# Output tiles that matrix libraries build from (rows, columns); the best one is taken, as their heuristics do.
+TILES = np.array(
+    [[256, 128], [128, 256], [128, 128], [128, 64], [64, 128], [64, 64], [32, 64], [16, 128]], float
+)
+# Rows and columns loaded per multiply: a small tile starves the matrix unit. Relative rate 1/(1 + c (1/rows + 1/cols)).
+TILE_COST = 24.0
+SPLIT_K_MIN = 256.0  # shortest useful slice of the inner dimension, elements
+L2_OVER_HBM = 3.0  # bandwidth of the last-level cache over that of the memory, typical of data-centre parts
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Terms:
+    """Ideal times and dimensionless descriptors, each an array of one common shape (or a float)."""
+
+    compute_s: Floats
+    memory_s: Floats
+    fill: Floats  # share of the chip's units that the best tiling keeps busy, 0..1
+    waves: Floats  # waves of tiles over the units
+    warm: Floats  # share of the bytes that a repeated call finds in the last-level cache, 0..1
+    depth: Floats  # length of the serial inner loop, elements
+    rows: Floats  # rows per weight matrix or per key-value head (reuse of what is read)
+    bytes: Floats
+    flops: Floats
+
+
+def _array(value: Any) -> Floats:
+    return np.asarray(value, dtype=np.float64)
+
+
+def _warm(total_bytes: Floats, point: ChipPoint, isolated: bool) -> Floats:
+    """Share of a working set that the cache still holds when the same call is repeated, as kernel benchmarks do."""
+    if not isolated:
+        return np.zeros_like(total_bytes)
+    return np.clip(1.5 - total_bytes / max(point.l2_bytes, 1.0), 0.0, 1.0)
+
+
+def _memory_s(total_bytes: Floats, warm: Floats, point: ChipPoint) -> Floats:
+    return total_bytes * (1.0 - warm + warm / L2_OVER_HBM) / point.bandwidth
+
+
+def _tiled(m: Floats, n: Floats, k: Floats, batch: Floats, point: ChipPoint) -> tuple[Floats, Floats, Floats]:
+    """Compute time of ``batch`` products under the best tile and split of the inner dimension; fill; waves."""
+    shape = np.broadcast_shapes(m.shape, n.shape, k.shape, batch.shape)
+    rows = TILES[:, 0].reshape((-1,) + (1,) * len(shape))
+    cols = TILES[:, 1].reshape(rows.shape)
+    tiles = np.ceil(m / rows) * np.ceil(n / cols) * batch
+    split = np.clip(np.floor(point.units / tiles), 1.0, np.maximum(1.0, k / SPLIT_K_MIN))
+    jobs = tiles * split
+    waves = np.ceil(jobs / point.units)
+    rate = (
+        point.peak_flops
+        / point.units
+        / (1.0 + TILE_COST * (1.0 / rows + 1.0 / cols))
+        * (1.0 + TILE_COST * 3.0 / 256.0)
+    )
+    seconds = waves * (2.0 * rows * cols * k / split) / rate
+    best = np.argmin(seconds, axis=0)[None, ...]
+    pick = np.take_along_axis(np.broadcast_to(seconds, (len(TILES), *shape)), best, 0)[0]
+    best_jobs = np.take_along_axis(np.broadcast_to(jobs, (len(TILES), *shape)), best, 0)[0]
+    best_waves = np.ceil(best_jobs / point.units)
+    return pick, np.minimum(1.0, best_jobs / (best_waves * point.units)), best_waves
+
+
+def gemm_terms(op: Gemm, point: ChipPoint, isolated: bool = False) -> Terms:
+    """Dense product: weights, activations and output cross the bus once; tiles and waves quantise the compute."""
+    m, n, k, batch = (_array(v) for v in (op.m, op.n, op.k, op.batch))
+    compute_s, fill, waves = _tiled(m, n, k, batch, point)
+    activation = ACTIVATION_BYTES[op.dtype] if point.native else 2.0
+    total = batch * (WEIGHT_BYTES[op.dtype] * n * k + activation * m * k + 2.0 * m * n)
+    warm = _warm(total, point, isolated)
+    flops = 2.0 * batch * m * n * k
+    return Terms(
+        compute_s,
+        _memory_s(total, warm, point),
+        fill,
+        waves,
+        warm,
+        k + 0.0 * compute_s,
+        m + 0.0 * compute_s,
+        total,
+        flops,
+    )
+
+
+def grouped_terms(op: GroupedGemm, point: ChipPoint, isolated: bool = False) -> Terms:
+    """Expert feed-forward: every active expert's weights are read once, rows are quantised to tiles per expert."""
+    hidden, inter = _array(op.hidden), _array(op.intermediate)
+    local_rows, active = _array(op.local_rows), np.maximum(_array(op.active_experts), 1e-9)
+    rows = local_rows / active
+    factor = 3.0 if op.gated else 2.0
+    up, fill, waves = _tiled(rows, (factor - 1.0) * inter, hidden, active, point)
+    down, _, _ = _tiled(rows, hidden, inter, active, point)
+    activation = ACTIVATION_BYTES[op.dtype] if point.native else 2.0
+    weights = WEIGHT_BYTES[op.dtype] * factor * hidden * inter * active
+    total = weights + local_rows * (activation * hidden + 2.0 * hidden + 2.0 * factor * inter)
+    warm = _warm(total, point, isolated)
+    zero = np.zeros_like(up)
+    return Terms(
+        up + down,
+        _memory_s(total, warm, point),
+        fill,
+        waves,
+        warm,
+        hidden + zero,
+        rows + zero,
+        total,
+        _array(op.flops),
+    )
+
+
+def attention_terms(op: Attention, point: ChipPoint, isolated: bool = False) -> Terms:
+    """Softmax attention: keys and values read once per sequence and key head; query tiles, or key splits in decode."""
+    q, sequences = _array(op.q_tokens), _array(op.sequences)
+    heads, kv_heads = _array(op.heads), np.maximum(_array(op.kv_heads), 1.0)
+    keys = _array(op.keys_read)
+    group = np.maximum(1.0, heads / kv_heads)
+    stacked = q * group  # query rows that share one key head
+    tile = np.where(stacked >= 128.0, 128.0, np.where(stacked >= 64.0, 64.0, 16.0))
+    jobs = sequences * kv_heads * np.ceil(stacked / tile)
+    split = np.clip(np.floor(point.units / np.maximum(jobs, 1e-9)), 1.0, np.maximum(1.0, keys / 256.0))
+    waves = jobs * split / point.units
+    fill = np.clip(waves / np.ceil(np.maximum(waves, 1e-9)), 1e-3, 1.0)
+    padded = np.ceil(stacked / tile) * tile / np.maximum(stacked, 1e-9)
+    flops = _array(op.flops)
+    compute_s = flops * padded / point.peak_flops / fill
+    total = _array(op.bytes)
+    warm = _warm(total, point, isolated)
+    zero = np.zeros_like(compute_s)
+    memory_s = _memory_s(total, warm, point) / np.clip(waves * 2.0, 0.05, 1.0)
+    return Terms(
+        compute_s,
+        memory_s + zero,
+        fill + zero,
+        waves + zero,
+        warm + zero,
+        keys + zero,
+        stacked + zero,
+        total + zero,
+        flops + zero,
+    )
+
+
+def scan_terms(op: Scan, point: ChipPoint, isolated: bool = False) -> Terms:
+    """Linear attention and state-space cores: the state in and out, and chunks of 64 tokens on the matrix unit."""
+    sequences, tokens = _array(op.sequences), _array(op.tokens)
+    total, flops = _array(op.bytes), _array(op.flops)
+    heads = _array(op.heads)
+    # Inside a chunk of 64 tokens a quadratic part of 2 x 64 x (key + value) is added per token and head.
+    inner = np.minimum(tokens, 64.0)
+    flops = flops + 4.0 * sequences * tokens * heads * inner * (_array(op.key_dim) + op.value_dim)
+    jobs = np.maximum(sequences * heads * np.maximum(1.0, _array(op.value_dim) / 64.0), 1e-9)
+    waves = jobs / point.units
+    fill = np.clip(waves / np.ceil(waves), 1e-3, 1.0)
+    compute_s = flops / point.peak_flops / fill
+    warm = _warm(total, point, isolated)
+    zero = np.zeros_like(compute_s)
+    memory_s = _memory_s(total, warm, point)
+    return Terms(
+        compute_s,
+        memory_s + zero,
+        fill + zero,
+        waves + zero,
+        warm + zero,
+        tokens + zero,
+        inner + zero,
+        total + zero,
+        flops + zero,
+    )
+
+
+def stream_terms(op: Stream, point: ChipPoint, isolated: bool = False) -> Terms:
+    """A pass over memory; its few operations run on the vector units."""
+    total, flops = np.broadcast_arrays(_array(op.bytes), _array(op.flops))
+    warm = _warm(total, point, isolated)
+    one = np.ones_like(total)
+    return Terms(
+        flops / point.vector_flops,
+        _memory_s(total, warm, point),
+        one,
+        one,
+        warm,
+        one,
+        one,
+        total + 0.0,
+        flops + 0.0,
+    )
+
+
+def conv_terms(op: Conv, point: ChipPoint, isolated: bool = False) -> Terms:
+    """A convolution as an implicit product: rows are output pixels, the inner dimension is channels x kernel."""
+    m = _array(op.batch) * op.height * op.width
+    n = _array(op.out_channels) / op.groups
+    k = _array(op.in_channels) / op.groups * _array(op.kernel) ** 2
+    compute_s, fill, waves = _tiled(m, n, k, _array(op.groups), point)
+    total = _array(op.bytes)
+    warm = _warm(total, point, isolated)
+    zero = np.zeros_like(compute_s)
+    return Terms(
+        compute_s,
+        _memory_s(total, warm, point) + zero,
+        fill,
+        waves,
+        warm + zero,
+        k + zero,
+        m + zero,
+        total + zero,
+        _array(op.flops) + zero,
+    )
+
+
+def terms(op: Any, point: ChipPoint, isolated: bool = False) -> Terms:
+    """Dispatch on the operator's kind; raises Unsupported for one that is no compute operator."""
+    for kind, function in _KINDS:
+        if isinstance(op, kind):
+            found: Terms = function(op, point, isolated)
+            return found
+    raise Unsupported(
+        f"no timing for {type(op).__name__}", field="operator", allowed=[k.__name__ for k, _ in _KINDS]
+    )
+
+
+_KINDS: tuple[tuple[type, Any], ...] = (
+    (Gemm, gemm_terms),
+    (GroupedGemm, grouped_terms),
+    (Attention, attention_terms),
+    (Scan, scan_terms),
+    (Stream, stream_terms),
+    (Conv, conv_terms),
+)
+
+__all__ = ["OPERAND_BYTES", "Terms", "terms"]
