@@ -32,19 +32,21 @@ class Traffic:
         input_tokens: int32 >= 1, prompt tokens, those of a shared prefix included.
         output_tokens: int32 >= 1, tokens to generate, reasoning included.
         hash_offsets: int64 [requests + 1], CSR offsets into ``hash_ids``; None where prefixes are not known.
-        hash_ids: int64 >= 0, one id for each block of the prompt (the last may be partial), in order; two requests
-            share a cached block where their ids agree from the front on. Readers and generators number them from 0.
+        hash_ids: int64 >= 0, one id for each block of the prompt (the last may be partial), in order; two
+            requests share a cached block where their ids agree from the front on. Readers and generators number
+            them from 0.
         block_tokens: prompt tokens that one id stands for (0 without ids).
-        previous: int64, index of the request before it in its session (always smaller than its own), -1 for a first
-            one. A request with a previous one is released at the later of ``arrival_s`` and the end of the previous
-            one plus ``think_s``.
+        previous: int64, index of the request before it in its session (always smaller than its own), -1 for
+            a first one. A request with a previous one is released at the later of ``arrival_s`` and the end of
+            the previous one plus ``think_s``.
         think_s: float64 >= 0, see ``previous``; None counts as 0.
         priority: int32, higher is served first; None = all equal.
         client, model, adapter: int32 ids >= 0 (adapter -1 = the base model); None where there is only one.
         image_tokens: int32 >= 0, the part of ``input_tokens`` that a vision tower makes; None = none.
         reasoning_tokens: int32 >= 0, the part of ``output_tokens`` spent thinking; None = unknown.
-        max_concurrency: at most this many requests in flight, the next in order released when one ends; 0 = no limit.
-            With ``arrival_s`` all zero: the closed loop of ``vllm bench serve --max-concurrency`` and InferenceX.
+        max_concurrency: at most this many requests in flight, the next in order released when one ends; 0 = no
+            limit. With ``arrival_s`` all zero: the closed loop of ``vllm bench serve --max-concurrency`` and
+            InferenceX.
         model_names, client_names: text of the ids, where known.
         name: where the traffic comes from.
 
@@ -283,7 +285,7 @@ _MERGE_DEFAULTS = {"priority": 0, "adapter": -1, "image_tokens": 0, "reasoning_t
 
 
 def merge(parts: Sequence[Traffic], *, label: str = "model") -> Traffic:
-    """Several traffics on one clock; ``label`` ("model", "client" or "") numbers the part that a request is from.
+    """Several traffics on one clock; ``label`` ("model", "client" or "") numbers the part a request is from.
 
     Prefixes of different parts never meet. Raises TrivetError when the parts differ in ``block_tokens`` or limit
     their concurrency, which has no meaning across parts.
