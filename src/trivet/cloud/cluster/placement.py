@@ -1,0 +1,145 @@
+"""One-shot placement of a task list on a cluster, and what is read off it: allocation against arrived load."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trivet.cloud.cluster.nodes import WHOLE, Node, node_table
+from trivet.cloud.cluster.policies import POLICIES, affinity_kind, find_policy
+from trivet.cloud.cluster.protocol import Experiment, experiment
+from trivet.cloud.cluster.reference import place_plain
+from trivet.cloud.cluster.tasks import Task, TypicalTask, allowed_models, class_table
+
+STATES = 1 << 15  # states remembered before the store starts anew
+Progress = Callable[[int], None]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Placement:
+    """Where each arrival went. Arrays are by arrival; ``node`` is the rank in ``experiment.nodes``, -1 = dropped."""
+
+    experiment: Experiment
+    policy: str
+    node: NDArray[np.int64]
+    devices: NDArray[np.uint64]  # bit mask
+    cpu_s: float  # processor time of the placement itself
+
+    @property
+    def total_milli(self) -> int:
+        return sum(n.chips for n in self.experiment.nodes) * WHOLE
+
+    @property
+    def allocated_milli(self) -> NDArray[np.int64]:
+        """Cumulative thousandths given out after each arrival."""
+        ask = np.array([t.total_milli for t in self.experiment.tasks], np.int64)
+        return np.cumsum(np.where(self.node >= 0, ask, 0))
+
+    @property
+    def arrived_milli(self) -> NDArray[np.int64]:
+        return np.cumsum(np.array([t.total_milli for t in self.experiment.tasks], np.int64))
+
+    def allocation_percent(self) -> float:
+        """Thousandths given out over all thousandths, at the end, in percent; 0 without chips."""
+        return 100.0 * float(self.allocated_milli[-1]) / self.total_milli if self.total_milli else 0.0
+
+    def allocation_percent_at(self) -> dict[int, float]:
+        """Allocation by arrived load in whole percent: the mean over the arrivals that round to it, as published."""
+        if not self.total_milli:
+            return {}
+        load = np.rint(100.0 * self.arrived_milli / self.total_milli).astype(np.int64)
+        share = 100.0 * self.allocated_milli / self.total_milli
+        sums, counts = np.bincount(load, share), np.bincount(load)
+        return {int(p): float(sums[p] / counts[p]) for p in np.flatnonzero(counts)}
+
+
+def _typical_arrays(typical: Sequence[TypicalTask], models: Sequence[str]) -> tuple[tuple[Any, ...], NDArray[np.int64]]:
+    """Arrays of the demand model, and for each model the group of models that it cannot tell apart."""
+    levels = np.array(sorted({t.chip_milli for t in typical if t.num_chips}) or [WHOLE], np.int64)
+    access = np.array([allowed_models(t.chip_types, models) for t in typical], np.bool_).reshape(len(typical), len(models))
+    groups, kind = np.unique(access, axis=1, return_inverse=True)
+    typ = (
+        np.array([t.cpu_milli for t in typical], np.int64),
+        np.searchsorted(levels, np.array([t.chip_milli if t.num_chips else levels[0] for t in typical], np.int64)),
+        np.array([t.num_chips for t in typical], np.int64),
+        np.array([t.share for t in typical], np.float64),
+        np.ascontiguousarray(groups),
+        levels,
+    )
+    return typ, np.asarray(kind, np.int64).reshape(-1)
+
+
+def _arrays(exp: Experiment, with_states: bool) -> tuple[Any, Any, Any, Any]:
+    """Node, class, demand and state arrays of the hot loop."""
+    table = node_table(exp.nodes)
+    classes = class_table(exp.tasks, table.models)
+    typ, kind = _typical_arrays(exp.typical, table.models)
+    n, width = len(exp.nodes), max(int(table.chips.max()), 1)
+    left = np.where(np.arange(width) < table.chips[:, None], WHOLE, 0).astype(np.int64)
+    kinds: dict[str, int] = {}
+    c_affinity = np.full(len(classes.cpu_milli), -1, np.int64)
+    for task, c in zip(exp.tasks, classes.task, strict=True):
+        if task.num_chips and c_affinity[c] < 0:
+            c_affinity[c] = kinds.setdefault(affinity_kind(task), len(kinds))
+    nodes = (
+        table.cpu_milli.copy(), table.memory_mib.copy(), left, table.chips, table.model, kind[table.model],
+        table.chips * WHOLE, table.chips.copy(), np.where(table.chips > 0, WHOLE, 0).astype(np.int64),
+        np.zeros((n, max(len(kinds), 1)), np.int64), np.zeros(n, np.int64), np.zeros(1, np.int64),
+    )  # fmt: skip
+    states = min(max(STATES, 2 * n), n + len(exp.tasks)) + 1 if with_states else 1
+    slots = 1 << int(2 * states).bit_length()
+    store = (
+        np.full(slots, -1, np.int64), np.zeros(states, np.int64), np.zeros(states, np.int64), np.zeros(states, np.int64),
+        np.zeros((states, width), np.int64), np.zeros(1, np.int64), np.zeros(states),
+        np.full((classes.shapes, states), -1, np.int8),
+    )  # fmt: skip
+    by_class = (
+        classes.cpu_milli, classes.memory_mib, classes.chip_milli, classes.num_chips, classes.allowed, classes.shape,
+        c_affinity, classes.task,
+    )  # fmt: skip
+    return nodes, by_class, typ, store
+
+
+def _place_fast(exp: Experiment, policy: str, progress: Progress | None) -> tuple[NDArray[np.int64], NDArray[np.uint64], float]:
+    from trivet.cloud.cluster import _loop_place as loop
+
+    code = loop.CODES[policy]
+    nodes, classes, typ, store = _arrays(exp, code == loop.FGD)
+    rng = exp.random.state()
+    count = len(exp.tasks)
+    where, mask = np.full(count, -1, np.int64), np.zeros(count, np.uint64)
+    loop.place_range(0, 0, code, nodes, classes, typ, rng, store, where, mask)  # load the compiled code outside the clock
+    started = time.process_time()
+    if code == loop.FGD:
+        loop.number_states(nodes, typ, store)
+    step = count if progress is None else 1000
+    for begin in range(0, count, max(step, 1)):
+        end = min(begin + step, count)
+        loop.place_range(begin, end, code, nodes, classes, typ, rng, store, where, mask)
+        if progress is not None:
+            progress(end)
+    return where, mask, time.process_time() - started
+
+
+def schedule(
+    nodes: Sequence[Node], tasks: Sequence[Task], policy: str, *, seed: int = 42, tune: float = 0.0, plain: bool = False,
+    progress: Progress | None = None,
+) -> Placement:  # fmt: skip
+    """Place ``tasks`` on ``nodes`` in the published protocol (``protocol.py``), without departures.
+
+    ``policy``: a name of ``POLICIES`` or a plug-in's. ``plain`` takes the Python reference, as plug-ins always do.
+    ``progress`` is called with the number of tasks done. Raises TrivetError on an unknown policy or empty lists.
+    """
+    find_policy(policy)
+    exp = experiment(nodes, tasks, seed, tune)
+    if plain or policy not in POLICIES:
+        started = time.process_time()
+        where, mask = place_plain(exp, policy, progress)
+        return Placement(exp, policy, where, mask, time.process_time() - started)
+    where, mask, cpu_s = _place_fast(exp, policy, progress)
+    return Placement(exp, policy, where, mask, cpu_s)
