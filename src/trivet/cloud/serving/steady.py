@@ -1,0 +1,161 @@
+"""Mean TTFT and TPOT of one deployment in its steady state, for many loads at once.
+
+Closed loop: ``concurrency`` clients start together, each sends its next request when one ends; lengths are uniform in
+0.8 to 1.0 of the nominal ones, as serving benchmarks draw them. TTFT there is queueing, so the loop itself is followed,
+event by event, on the compiled ``StepTable`` (``_loop_closed.py``): first wave, desynchronisation and drain included.
+Long runs are cut: what lies between the first and the last wave repeats itself, and is weighted by the waves it stands for.
+
+Open: the same replay under Poisson arrivals of a rate.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from trivet.cloud.deployment import StepTable
+from trivet.errors import TrivetError
+
+Floats = NDArray[np.float64]
+MIXING = {"chunked": 0, "prefill_first": 1, "whole_prompt": 2}
+_GOLDEN, _PLASTIC = 0.6180339887498949, 0.7548776662466927
+MIN_REQUESTS, MAX_REQUESTS = 32, 3000
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """What a scheduler allows, per attention-DP rank.
+
+    ``mixing``: "chunked" (prompts share steps with decode, cut to the budget), "prefill_first" (prompt steps run alone,
+    before decode), "whole_prompt" (prompts share steps, uncut). ``tokens_a_step``: tokens that one decode step yields
+    per sequence (> 1 when speculating); ``decode_tokens``: tokens it computes.
+    """
+
+    mixing: str = "chunked"
+    budget_tokens: float = 8192.0
+    max_sequences: float = 256.0
+    kv_tokens: float = np.inf
+    ranks: int = 1
+    tokens_a_step: float = 1.0
+    decode_tokens: float = 1.0
+    frontend_s: float = 0.0  # front end's serial time per request of a burst
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Steady:
+    """Seconds and rates per load, arrays of one shape. Throughput is of the whole deployment."""
+
+    ttft_s: Floats
+    tpot_s: Floats
+    ttft_median_s: Floats
+    tpot_median_s: Floats
+    requests_per_s: Floats
+    output_tokens_per_s: Floats
+
+
+def lengths(nominal: float, count: int, low: float, step: float) -> Floats:
+    """``count`` lengths spread evenly over ``low`` to 1 of ``nominal``, in an order without pattern; at least 1."""
+    spread = low + (1.0 - low) * ((0.5 + step * np.arange(count)) % 1.0)
+    return np.maximum(1.0, np.floor(nominal * spread + 0.5))
+
+
+def closed_loop(
+    table: StepTable, isl: ArrayLike, osl: ArrayLike, concurrency: ArrayLike, policy: Policy | None = None, *,
+    waves: float = 10.0, low: float = 0.8,
+) -> Steady:
+    """Steady state of ``concurrency`` clients; the three loads broadcast.
+
+    Args:
+        table: the compiled step of one attention-DP rank.
+        isl, osl: nominal tokens in and out. concurrency: clients of the whole deployment (all ranks).
+        policy: the scheduler; default chunked prefill of 8,192 tokens within the table's KV blocks.
+        waves: requests per client. low: shortest length over the nominal one.
+    """
+    policy = policy or Policy(kv_tokens=_kv_tokens(table))
+    loads = np.broadcast_arrays(*(np.asarray(v, float) for v in (isl, osl, concurrency)))
+    if any(np.any(load < 1) for load in loads):
+        raise TrivetError("lengths and concurrency are at least 1", field="isl/osl/concurrency")
+    out = np.empty((6, *loads[0].shape))
+    for index in np.ndindex(loads[0].shape):
+        out[(slice(None), *index)] = _closed(table, policy, *(float(v[index]) for v in loads), waves, low)
+    return Steady(*out)
+
+
+def open_loop(
+    table: StepTable, rate_per_s: ArrayLike, isl: ArrayLike, osl: ArrayLike, policy: Policy | None = None, *,
+    requests: int = 2000, low: float = 0.8, seed: int = 0,
+) -> Steady:
+    """The same under Poisson arrivals at ``rate_per_s`` (of the whole deployment). An overloaded rate shows as a TTFT that
+    grows with ``requests``. ``requests_per_s`` is what was served."""
+    policy = policy or Policy(kv_tokens=_kv_tokens(table))
+    loads = np.broadcast_arrays(*(np.asarray(v, float) for v in (isl, osl, rate_per_s)))
+    if any(np.any(load <= 0) for load in loads):
+        raise TrivetError("lengths and rate are positive", field="isl/osl/rate")
+    gaps = np.random.default_rng(seed).exponential(1.0, requests)
+    out = np.empty((6, *loads[0].shape))
+    for index in np.ndindex(loads[0].shape):
+        inputs, outputs, rate = (float(v[index]) for v in loads)
+        run = _run(table, policy, lengths(inputs, requests, low, _GOLDEN), lengths(outputs, requests, low, _PLASTIC),
+                   np.cumsum(gaps) / rate, 0)  # fmt: skip
+        weights = np.ones(requests)
+        weights[: requests // 20] = 0.0  # the empty system at the start
+        out[(slice(None), *index)] = _summary(run, weights, requests)
+    return Steady(*out)
+
+
+def _kv_tokens(table: StepTable) -> float:
+    return float(table.kv_blocks * table.block_size) or np.inf
+
+
+def _closed(
+    table: StepTable, policy: Policy, isl: float, osl: float, concurrency: float, waves: float, low: float
+) -> tuple[float, ...]:
+    clients = max(1, round(concurrency))
+    whole = max(MIN_REQUESTS, round(clients * waves))
+    count = min(whole, max(MAX_REQUESTS, 4 * clients))
+    run = _run(
+        table, policy, lengths(isl, count, low, _GOLDEN), lengths(osl, count, low, _PLASTIC), np.zeros(count), clients
+    )
+    weights = np.ones(count)
+    if whole > count > 2 * clients:
+        weights[clients : count - clients] = (whole - 2.0 * clients) / (count - 2.0 * clients)
+    return _summary(run, weights, count)
+
+
+def _run(
+    table: StepTable, policy: Policy, inputs: Floats, outputs: Floats, arrivals: Floats, clients: int
+) -> tuple[Floats, ...]:
+    """Per request: TTFT, TPOT, finish; and lengths, arrivals."""
+    from trivet.cloud.serving._loop_closed import replay
+
+    ttft, tpot, finished = (np.zeros(len(inputs)) for _ in range(3))
+    host = np.array([table.host_decode_s, table.host_mixed_s, table.host_per_sequence_s])
+    replay(
+        table.tokens, table.mixed_s, table.sequences, table.graph_s, table.context, table.decode_attention_s, table.chunk,
+        table.past, table.prefill_attention_s, host, table.overlap, MIXING[policy.mixing], float(policy.budget_tokens),
+        float(policy.max_sequences * policy.ranks), float(policy.kv_tokens * policy.ranks), float(policy.ranks),
+        float(policy.tokens_a_step), float(policy.decode_tokens), inputs, outputs, arrivals, clients,
+        float(table.first_token_overhead_s), float(policy.frontend_s), ttft, tpot, finished,
+    )  # fmt: skip
+    return ttft + table.first_token_overhead_s, tpot, finished, outputs
+
+
+def _summary(run: tuple[Floats, ...], weights: Floats, count: int) -> tuple[float, ...]:
+    ttft, tpot, finished, outputs = run
+    total = weights.sum()
+    order = np.argsort(ttft)
+    middle = int(np.searchsorted(np.cumsum(weights[order]), 0.5 * total))
+    span = float(finished.max()) or 1.0
+    rate = count / span
+    return (
+        float((ttft * weights).sum() / total), float((tpot * weights).sum() / total), float(ttft[order[min(middle, count - 1)]]),
+        float(np.median(tpot)), rate, rate * float(outputs.mean()),
+    )  # fmt: skip
+
+
+def as_dict(steady: Steady) -> dict[str, Any]:
+    """Plain lists, for printing."""
+    return {name: np.asarray(getattr(steady, name)).tolist() for name in Steady.__dataclass_fields__}
