@@ -45,6 +45,7 @@ class Mixer:
     value_dim: int = 0
     conv_width: int = 0
     state_groups: int = 0
+    shared_kv: bool = False  # reads another layer's keys and values (no k, v products, no cache of its own)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,11 +99,29 @@ class Architecture:
     quantisation: Quantisation
     parameters: int  # total, to the last one; what is counted: see model/parameters.py
     active_parameters: int  # touched by one token
-    components: dict[str, int] = field(default_factory=dict)  # parameters by component; sums to ``parameters``
+    components: dict[str, int] = field(
+        default_factory=dict
+    )  # parameters by component; sums to ``parameters``
     mtp_layers: int = 0
     has_vision: bool = False
     has_audio: bool = False
     notes: tuple[str, ...] = ()
+    order: tuple[
+        int, ...
+    ] = ()  # for each layer of the stack its index in ``layers``; () = in the order of ``layers``
+    encoder: bool = False  # bidirectional attention, no cache (embedding models)
+
+    @classmethod
+    def from_config(cls, path_or_name: str) -> Architecture:
+        """Read a ``config.json``, its folder, or a name: see ``trivet.model.config.read``."""
+        from trivet.model.config import read
+
+        return read(path_or_name)
+
+    @property
+    def stack(self) -> tuple[int, ...]:
+        """Index into ``layers`` for each layer, bottom to top."""
+        return self.order or tuple(i for i, layer in enumerate(self.layers) for _ in range(layer.count))
 
     @property
     def num_layers(self) -> int:
