@@ -1,0 +1,8 @@
+"""One step of one engine: what it takes, what fits, how its scheduler mixes prompts with decode."""
+
+from trivet.cloud.engine.components import Components, compile_components
+from trivet.cloud.engine.memory import Room, room
+from trivet.cloud.engine.profiles import EngineProfile, profile
+from trivet.cloud.engine.step import assemble, step_table
+
+__all__ = ["Components", "EngineProfile", "Room", "assemble", "compile_components", "profile", "room", "step_table"]

@@ -1,0 +1,46 @@
+"""From components and an engine's constants to the step table."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from trivet.cloud.deployment import Deployment, StepTable
+from trivet.cloud.engine.components import CONTEXT, KINDS, PAST, SEQUENCES, TOKENS, Components, compile_components
+from trivet.cloud.engine.memory import room
+from trivet.cloud.engine.profiles import EngineProfile, profile
+
+_ATTENTION = KINDS.index("attention")
+
+
+def step_table(deployment: Deployment) -> StepTable:
+    """The compiled step of one attention-DP rank of ``deployment``.
+
+    Raises:
+        DoesNotFit: the layout does not divide the model, or weights leave no room for KV.
+        Unsupported: a field of the chip without which nothing can be timed is neither published nor bounded.
+        UnknownName: an engine without a profile.
+    """
+    constants = profile(deployment.settings.engine, deployment.settings.version)
+    space = room(deployment, constants, deployment.expected_isl)
+    return assemble(compile_components(deployment), constants, space.blocks, deployment.settings.block_size)
+
+
+def assemble(parts: Components, constants: EngineProfile, blocks: int = 0, block_size: int = 16) -> StepTable:
+    """Weigh the components. Cheap: calibration calls it once a trial and deployment."""
+    decode = np.array([constants.weights[kind] for kind in KINDS])
+    prompt = np.array([constants.prefill_weights[kind] for kind in KINDS])
+    floors = np.array([constants.floor_weight, constants.collective_floor_weight])
+    eager = np.array([constants.eager_floor_weight, constants.collective_floor_weight])
+    graph = decode @ parts.decode + floors @ parts.decode_floor + constants.graph_s + constants.layer_s * parts.layers
+    mixed = prompt @ parts.mixed + eager @ parts.mixed_floor + constants.graph_s
+    return StepTable(
+        TOKENS, np.maximum.accumulate(mixed), SEQUENCES, np.maximum.accumulate(graph), CONTEXT,
+        decode[_ATTENTION] * _rising(parts.decode_attention), TOKENS, PAST, prompt[_ATTENTION] * _rising(parts.prefill_attention),
+        constants.host_decode_s, constants.host_mixed_s, constants.host_per_sequence_s, constants.overlap,
+        float(np.hypot(constants.log_sigma, parts.log_sigma)), constants.first_token_s, blocks, block_size,
+    )  # fmt: skip
+
+
+def _rising(surface: np.ndarray) -> np.ndarray:  # type: ignore[type-arg]
+    """Monotone along both axes: kernels' tile steps may dip by a per cent or two."""
+    return np.maximum.accumulate(np.maximum.accumulate(surface, axis=0), axis=1)

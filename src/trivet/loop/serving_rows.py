@@ -1,0 +1,220 @@
+"""Rows of serving measurements to deployments: what each column means, what an empty one means, what is said when it is odd.
+
+The columns are those of ``serving_measured.csv``. Integers may read ``4.0``, absent columns count as empty.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+
+from trivet.chip import catalogue as chips
+from trivet.chip.spec import Chip
+from trivet.cloud.deployment import ENGINES, Deployment, EngineSettings
+from trivet.errors import DoesNotFit, TrivetError
+from trivet.loop.serving_precision import resolve_precision
+from trivet.model import config as models
+from trivet.model.architecture import Architecture
+from trivet.model.parallel import Layout
+
+_ENGINE_NAMES = {"tensorrt-llm": "trtllm", "tensorrt_llm": "trtllm", "trt-llm": "trtllm", "trt": "trtllm"}
+MODES = ("agg", "disagg")
+
+
+@dataclass(frozen=True, slots=True)
+class Pool:
+    """``workers`` equal replicas of one role."""
+
+    deployment: Deployment
+    workers: int
+    max_sequences: float  # per attention-DP rank; 0 = not stated
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One row, understood. ``pools`` is (replicas,) or (prefill, decode)."""
+
+    id: str
+    pools: tuple[Pool, ...]
+    isl: float
+    osl: float
+    concurrency: float
+    measured_on: str
+    group: Mapping[str, str]  # model, chip, engine, version, precision: names for calibration and reports
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Unread:
+    """A row that cannot be predicted, and why."""
+
+    id: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """Rows of a file as text, with what was measured where it is there."""
+
+    rows: list[dict[str, str]] = field(default_factory=list)
+
+    def number(self, index: int, name: str) -> float:
+        """A measured column as a number; NaN where absent."""
+        return _number(self.rows[index], name, math.nan)
+
+
+def read_csv(path: Path) -> Table:
+    """The rows of a CSV file. Raises TrivetError when it is no CSV with the needed columns."""
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file)
+            names = reader.fieldnames or []
+            rows = [{k: (v or "").strip() for k, v in row.items() if k is not None} for row in reader]
+    except FileNotFoundError:
+        raise TrivetError("no such file", field=str(path)) from None
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise TrivetError(f"not a readable CSV file: {error}", field=str(path)) from None
+    missing = [name for name in ("chip", "model", "isl", "osl") if name not in names]
+    if missing:
+        raise TrivetError(f"column {missing[0]!r} is missing", field=str(path), allowed="the columns of serving_measured.csv")
+    return Table(rows)
+
+
+def understand(row: Mapping[str, str], number: int = 0) -> Case | Unread:
+    """A row as a case, or the reason why it cannot be one."""
+    name = row.get("id", "") or str(number)
+    try:
+        return _case(name, row)
+    except TrivetError as error:
+        return Unread(name, " ".join(str(error).split()))
+
+
+def _case(name: str, row: Mapping[str, str]) -> Case:
+    notes: list[str] = []
+    chip = chips.chip(_needed(row, "chip"))
+    architecture = architecture_of(_needed(row, "model"))
+    engine = _engine(row.get("engine", ""), notes)
+    mode = (row.get("mode") or ("disagg" if row.get("prefill_tp") else "agg")).lower()
+    if mode not in MODES:
+        raise TrivetError(f"{mode!r} is no mode", field="mode", allowed=MODES)
+    isl, osl = _count(row, "isl", needed=True), _count(row, "osl", needed=True)
+    labels = resolve_precision(architecture, row["model"], chip, engine, row.get("weights", ""), row.get("moe_weights", ""), notes)
+    settings = EngineSettings(engine=engine, version=row.get("engine_version", ""), kv_dtype=labels.kv)
+    base = Deployment(labels.architecture, chip, Layout(), settings, expected_isl=isl)
+    pools = _aggregated(base, row, notes) if mode == "agg" else _disaggregated(base, row, notes)
+    concurrency = _concurrency(row, pools, notes)
+    group = {
+        "model": architecture.name, "chip": chip.name, "family": chip.family, "engine": engine, "mode": mode,
+        "version": settings.version, "precision": labels.name, "measured_on": row.get("measured_on", ""),
+    }
+    return Case(name, pools, isl, osl, concurrency, row.get("measured_on", ""), group, tuple(notes))
+
+
+@lru_cache(maxsize=512)
+def architecture_of(name: str) -> Architecture:
+    """A model by name or path, remembered."""
+    return models.read(name)
+
+
+def _aggregated(base: Deployment, row: Mapping[str, str], notes: list[str]) -> tuple[Pool, ...]:
+    batch, concurrency = _count(row, "batch_size"), _count(row, "concurrency")
+    layout = _layout(base, row, "", notes)
+    ratio = round(concurrency / batch) if batch and concurrency else 1
+    workers = 1
+    if ratio > layout.attention_dp:
+        if _is_moe(base.architecture) and ratio == layout.tp and not _count(row, "attention_dp"):
+            notes.append(f"batch_size is concurrency / {ratio}: taken as attention data parallel")
+            layout = Layout(tp=1, pp=layout.pp, attention_dp=ratio, moe_tp=layout.moe_tp, moe_ep=layout.moe_ep)
+        else:
+            workers = max(1, ratio // layout.attention_dp)
+            notes.append(f"batch_size is concurrency / {ratio}: taken as {workers} replicas")
+    return (Pool(_with(base, layout), workers, batch),)
+
+
+def _disaggregated(base: Deployment, row: Mapping[str, str], notes: list[str]) -> tuple[Pool, ...]:
+    pools = []
+    for role in ("prefill_", "decode_"):
+        workers = _count(row, f"{role}workers")
+        if not workers:
+            raise TrivetError("a disaggregated row needs its worker counts", field=f"{role}workers", allowed="1 and more")
+        layout = _layout(base, row, role, notes)
+        pools.append(Pool(_with(base, layout), int(workers), _count(row, f"{role}batch_size")))
+    return tuple(pools)
+
+
+def _with(base: Deployment, layout: Layout) -> Deployment:
+    return Deployment(base.architecture, base.chip, layout, base.settings, base.server, base.expected_isl)
+
+
+def _layout(base: Deployment, row: Mapping[str, str], role: str, notes: list[str]) -> Layout:
+    ways = {k: int(_count(row, role + k)) or 1 for k in ("tp", "pp", "attention_dp")}
+    moe_tp, moe_ep = int(_count(row, role + "moe_tp")), int(_count(row, role + "moe_ep"))
+    chips_in_stage = ways["tp"] * ways["attention_dp"]
+    if not _is_moe(base.architecture):
+        return Layout(**ways)
+    if not moe_tp and not moe_ep:
+        moe_ep = 1
+    if not moe_tp or not moe_ep:
+        known = moe_tp or moe_ep
+        other = max(1, chips_in_stage // known)
+        moe_tp, moe_ep = (moe_tp or other), (moe_ep or other)
+    if moe_tp * moe_ep != chips_in_stage:
+        experts = next(layer.feed_forward.experts for layer in base.architecture.layers if layer.feed_forward.kind == "moe")
+        fixed = math.gcd(moe_ep, chips_in_stage) if experts % max(1, math.gcd(moe_ep, chips_in_stage)) == 0 else 1
+        notes.append(f"{role}moe_tp {moe_tp} x moe_ep {moe_ep} is not {chips_in_stage} chips: taken as {chips_in_stage // fixed} x {fixed}")
+        moe_tp, moe_ep = chips_in_stage // fixed, fixed
+    return Layout(**ways, moe_tp=moe_tp, moe_ep=moe_ep)
+
+
+def _is_moe(architecture: Architecture) -> bool:
+    return any(layer.feed_forward.kind == "moe" for layer in architecture.layers)
+
+
+def _concurrency(row: Mapping[str, str], pools: Sequence[Pool], notes: list[str]) -> float:
+    concurrency = _count(row, "concurrency")
+    if concurrency:
+        return concurrency
+    last = pools[-1]
+    if last.max_sequences:
+        notes.append("concurrency is empty: taken as all the sequences that the decode ranks hold")
+        return last.max_sequences * last.workers * last.deployment.layout.attention_dp
+    raise TrivetError("is empty", field="concurrency", allowed="1 and more")
+
+
+def _engine(text: str, notes: list[str]) -> str:
+    name = _ENGINE_NAMES.get(text.lower(), text.lower()) or "vllm"
+    if name not in ENGINES:
+        notes.append(f"engine {text!r} has no profile: that of vllm is used")
+        return "vllm"
+    return name
+
+
+def _needed(row: Mapping[str, str], name: str) -> str:
+    if not row.get(name):
+        raise TrivetError("is empty", field=name)
+    return row[name]
+
+
+def _number(row: Mapping[str, str], name: str, default: float) -> float:
+    text = row.get(name, "")
+    if not text:
+        return default
+    try:
+        return float(text)
+    except ValueError:
+        raise TrivetError(f"{text!r} is not a number", field=name) from None
+
+
+def _count(row: Mapping[str, str], name: str, needed: bool = False) -> float:
+    value = _number(row, name, math.nan)
+    if math.isnan(value):
+        if needed:
+            raise TrivetError("is empty", field=name, allowed="1 and more")
+        return 0.0
+    if value < 0 or value != int(value) or math.isinf(value) or (needed and value < 1):
+        raise DoesNotFit(f"{value:g} is not a whole number", field=name, allowed="1 and more")
+    return value
