@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -77,3 +78,40 @@ def facts_of(groups: Any, unit_of: Callable[[str], str | None], where: str) -> d
                 raise TrivetError("given twice", field=field)
             facts[name] = Fact.from_mapping(entry, field=field)
     return facts
+
+
+def price_sheet(name: str) -> dict[str, Fact]:
+    """The price facts of ``data/prices/NAME.yaml``; a folder in $TRIVET_CATALOGUE goes before ours, field by field."""
+    sheet: dict[str, Fact] = {}
+    for folder in reversed(folders("prices")):
+        path = folder / f"{name}.yaml"
+        if path.is_file():
+            sheet |= _sheet(path, path.stat().st_mtime_ns)
+    if not sheet:
+        raise TrivetError(f"no price sheet {name!r}", field="prices")
+    return sheet
+
+
+@cache
+def _sheet(path: Path, stamp: int) -> dict[str, Fact]:
+    return facts_of(read_yaml(path).get("facts"), lambda field: _price_unit(path.stem, field), path.stem)
+
+
+_PRICE_UNITS = (
+    ("wafer_usd", "USD"), ("defects_per_cm2", "1/cm2"), ("hbm_usd_per_gb", "USD/GB"), ("gddr_usd_per_gb", "USD/GB"),
+    ("ddr5_usd_per_gb", "USD/GB"), ("substrate_usd_per_cm2", "USD/cm2"), ("electricity", "USD/kWh"),
+    ("facility_usd_per_kw_hour", "USD/kWh"), ("nre_usd", "USD"), ("bom_usd", "USD"), ("cowos_wafer_usd", "USD"),
+    ("test_and_other_usd", "USD"), ("years", "year"),
+)
+
+
+def _price_unit(sheet: str, field: str) -> str:
+    if sheet in ("on-demand", "rent-3-years", "tco-hyperscaler", "tco-neocloud"):
+        return "USD/h"
+    if sheet == "tokens":
+        return "" if field.endswith("cached_input") else "USD/M tokens"
+    if sheet == "cards":
+        return "" if field.endswith("markup") else "USD"
+    if field.endswith("_mm2"):
+        return "mm2"
+    return next((unit for prefix, unit in _PRICE_UNITS if field.startswith(prefix)), "")

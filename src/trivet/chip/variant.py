@@ -1,0 +1,89 @@
+"""A chip that does not exist: one with a parameter changed, and what the change does to area, power and cost.
+
+``vary`` scales a parameter's fields, then moves die area by the ratio that the area model gives (so that a chip with a
+published die keeps its anchor) and the power limit and idle power by what the changed part draws at full use.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from trivet.chip import silicon
+from trivet.chip.power import byte_j, flop_j
+from trivet.chip.spec import Chip
+from trivet.errors import TrivetError
+from trivet.facts import Fact
+
+_MATRIX = tuple(f"peak_flops_{d}" for d in ("bf16", "fp16", "tf32", "fp8", "int8", "fp4"))
+# Parameter -> the fields that it scales together.
+PARAMETERS: dict[str, tuple[str, ...]] = {
+    "matrix": _MATRIX,
+    "vector": ("peak_flops_fp32",),
+    "clock": ("clock_hz", "peak_flops_fp32", *_MATRIX),
+    "units": ("compute_units", "peak_flops_fp32", *_MATRIX),
+    "memory_bandwidth": ("memory_bandwidth_bytes_per_s", "memory_clock_hz"),
+    "memory_capacity": ("memory_bytes",),
+    "memory_stacks": ("memory_stacks", "memory_bandwidth_bytes_per_s", "memory_bytes"),
+    "cache": ("l2_bytes",),
+    "links": ("link_bandwidth_bytes_per_s",),
+    "host_link": ("host_bandwidth_bytes_per_s",),
+    "power_limit": ("tdp_w",),
+    "launch": ("launch_s",),
+    "host_launch": ("host_launch_s",),
+}
+_LINK_W_PER_BYTE_PER_S = 2 * 8 * 5e-12  # both directions at 5 pJ a bit
+
+
+def vary(chip: Chip, parameter: str, factor: float) -> Chip:
+    """``chip`` with ``parameter`` (a key of PARAMETERS, or one field) times ``factor``.
+
+    Latencies (``launch``, ``host_launch``) scale like any field: 0.9 is a faster launch. Intervals scale with the value.
+
+    Raises:
+        TrivetError: an unknown parameter, a factor that is not positive, or a chip that lacks the fields.
+    """
+    if factor <= 0:
+        raise TrivetError(f"{factor} is not positive", field="factor")
+    fields = PARAMETERS.get(parameter, (parameter,))
+    facts = dict(chip.facts)
+    present = [name for name in fields if name in facts]
+    if not present:
+        raise TrivetError(f"{chip.name} has no {parameter!r}", field="parameter", allowed=PARAMETERS)
+    for name in present:
+        facts[name] = scaled(facts[name], factor, f"{parameter} x {factor:g}")
+    changed = replace(chip, name=f"{chip.name}+{parameter}x{factor:g}", facts=facts, aliases=())
+    return settle(chip, changed, keep_power=parameter == "power_limit")
+
+
+def settle(base: Chip, changed: Chip, keep_power: bool = False) -> Chip:
+    """Area and power limit of ``changed`` moved from ``base``'s by what the models say of the difference."""
+    facts = dict(changed.facts)
+    note = "moved by the area and power models"
+    ratio = silicon.area_mm2(changed).value / silicon.area_mm2(base).value
+    if "die_area_m2" in facts:
+        facts["die_area_m2"] = scaled(facts["die_area_m2"], ratio, note)
+    if not keep_power and "tdp_w" in facts:
+        more = full_use_w(changed, base) - full_use_w(base, base)
+        limit = facts["tdp_w"].value or 0.0
+        facts["tdp_w"] = scaled(facts["tdp_w"], max(0.2, 1.0 + more / limit), note)
+        if "idle_w" in facts:
+            facts["idle_w"] = scaled(facts["idle_w"], max(0.2, ratio), note)
+    return replace(changed, facts=facts)
+
+
+def full_use_w(chip: Chip, energies_of: Chip) -> float:
+    """Watts of arithmetic, a third of the memory rate and links at full use, at the energies of another chip."""
+    peak = chip.get("peak_flops_bf16") or chip.get("peak_flops_fp16") or 0.0
+    memory = 0.35 * (chip.get("memory_bandwidth_bytes_per_s") or 0.0) * byte_j(energies_of).value
+    links = (chip.get("link_bandwidth_bytes_per_s") or 0.0) * _LINK_W_PER_BYTE_PER_S
+    leakage = 0.04 * silicon.area_mm2(chip).value
+    return peak * flop_j(energies_of).value + memory + links + leakage
+
+
+def scaled(fact: Fact, factor: float, note: str) -> Fact:
+    """The fact times ``factor``, interval and all, marked derived."""
+    def times(number: float | None) -> float | None:
+        return None if number is None else number * factor
+
+    return replace(fact, value=times(fact.value), lo=times(fact.lo), hi=times(fact.hi), status="derived", note=note,
+                   conflicts=())
