@@ -33,7 +33,7 @@ def _seeds(text: str) -> list[int]:
 def schedule(
     nodes: Annotated[Path, typer.Option(help="Node list: sn, cpu_milli, memory_mib, gpu, model; CSV, plain or .gz.")],
     jobs: Annotated[Path, typer.Option(help="Task list: name, cpu_milli, memory_mib, num_gpu, gpu_milli, gpu_spec ...")],
-    policy: Annotated[str, typer.Option(help="fgd bestfit dotprod gpupacking gpuclustering random firstfit, a "
+    policy: Annotated[str, typer.Option(help="fgd bestfit dotprod gpupacking gpuclustering random firstfit fgdcpu, a "
                                              "plug-in's name, a comma list, or 'all'.")] = "fgd",
     seed: Annotated[str, typer.Option(help="Seed, list or range (42-51).")] = "42",
     tune: Annotated[float, typer.Option(help="Raise requests to this multiple of the GPUs by clones; 0 = as they are.")] = 0.0,
@@ -51,7 +51,8 @@ def schedule(
 
     if not 0.0 <= tune <= 100.0:
         raise TrivetError(f"{tune}", field="--tune", allowed="0 to 100")
-    policies = list(PUBLISHED_SIX) if policy == "all" else [p.strip() for p in policy.split(",") if p.strip()]
+    named = [p.strip() for p in policy.split(",") if p.strip()]
+    policies = list(dict.fromkeys(q for p in named for q in (PUBLISHED_SIX if p == "all" else (p,))))
     if not policies:
         raise TrivetError("no policy", field="--policy", allowed="at least one name")
     seeds = _seeds(seed)

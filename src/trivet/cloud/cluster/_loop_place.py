@@ -11,13 +11,15 @@ import math
 import numpy as np
 from numba import njit
 
-FGD, BESTFIT, DOTPROD, GPUPACKING, GPUCLUSTERING, RANDOM, FIRSTFIT = range(7)
+FGD, BESTFIT, DOTPROD, GPUPACKING, GPUCLUSTERING, RANDOM, FIRSTFIT, FGDCPU = range(8)
 CODES = {
     "fgd": FGD, "bestfit": BESTFIT, "dotprod": DOTPROD, "gpupacking": GPUPACKING, "gpuclustering": GPUCLUSTERING,
-    "random": RANDOM, "firstfit": FIRSTFIT,
+    "random": RANDOM, "firstfit": FIRSTFIT, "fgdcpu": FGDCPU,
 }  # fmt: skip
 WHOLE = 1000
 MAX_CPU, MAX_CHIP = 128_000, 8_000
+STEP, PRICE = 80.0, 100.0
+UNKNOWN = np.float32(-np.inf)
 
 
 @njit(cache=True, inline="always")
@@ -81,18 +83,18 @@ def fragmentation(cpu, left, n, kind, t_cpu, t_level, t_num, t_share, t_access, 
 
 @njit(cache=True, inline="always")
 def fgd_whole(drop):
-    return int(1.0 / (1.0 + math.exp(-(drop / 1000.0))) * 100.0)
+    return float(int(1.0 / (1.0 + math.exp(-(drop / 1000.0))) * 100.0))
 
 
 @njit(cache=True)
-def fgd_score(before, cpu, left, n, kind, cpu_ask, milli, num, typ, scratch):
+def fgd_score(rounded, before, cpu, left, n, kind, cpu_ask, milli, num, typ, scratch):
     """Score and device (position in ``left``; -1 for whole chips) of one task on one node."""
     t_cpu, t_level, t_num, t_share, t_access, levels = typ
     count, lost, rest = scratch
     for d in range(n):
         rest[d] = left[d]
     if num == 1 and milli < WHOLE:
-        best, device = 0, -1
+        best, device = 0.0, -1
         for d in range(n):
             if left[d] < milli:
                 continue
@@ -106,7 +108,7 @@ def fgd_score(before, cpu, left, n, kind, cpu_ask, milli, num, typ, scratch):
             rest[d] = left[d] - milli
             after = fragmentation(cpu - cpu_ask, rest, n, kind, t_cpu, t_level, t_num, t_share, t_access, levels, count, lost)
             rest[d] = left[d]
-            score = fgd_whole(before - after)
+            score = fgd_whole(before - after) if rounded else before - after
             if device < 0 or score > best:
                 best, device = score, d
         return best, device
@@ -116,7 +118,17 @@ def fgd_score(before, cpu, left, n, kind, cpu_ask, milli, num, typ, scratch):
             rest[d] = 0
             need -= 1
     after = fragmentation(cpu - cpu_ask, rest, n, kind, t_cpu, t_level, t_num, t_share, t_access, levels, count, lost)
-    return fgd_whole(before - after), -1
+    return fgd_whole(before - after) if rounded else before - after, -1
+
+
+@njit(cache=True, inline="always")
+def priced(drop, cpu_rest, chip_rest, cpu_price):
+    """``policies.fgd_cpu`` from the raw drop."""
+    rest = cpu_rest / MAX_CPU + chip_rest / MAX_CHIP
+    step = STEP * (1.0 - cpu_price)
+    if step > 0.0:
+        drop = math.floor(drop / step + 1e-9) * step
+    return drop - PRICE * cpu_price * rest
 
 
 @njit(cache=True)
@@ -220,7 +232,7 @@ def choose(code, left, n, milli, num, fgd_device_value, rng):
         if left[d] < milli:
             continue
         seen += 1
-        if code == FGD:
+        if code == FGD or code == FGDCPU:
             if pick < 0 and left[d] == fgd_device_value:
                 pick = d
         elif code == RANDOM:
@@ -232,7 +244,7 @@ def choose(code, left, n, milli, num, fgd_device_value, rng):
 
 
 @njit(cache=True)
-def place_range(start, stop, code, nodes, classes, typ, rng, store, out_where, out_mask):
+def place_range(start, stop, code, cpu_price, nodes, classes, typ, rng, store, out_where, out_mask):
     """Place tasks ``start`` to ``stop``; all state lives in the arrays, so that a caller may stop and go on."""
     cpu, mem, left, n_chips, model, kind, total, whole, top, affinity, state, frag_known = nodes
     c_cpu, c_mem, c_milli, c_num, c_allowed, c_shape, c_affinity, task_class = classes
@@ -245,7 +257,7 @@ def place_range(start, stop, code, nodes, classes, typ, rng, store, out_where, o
         c = task_class[k]
         cpu_ask, mem_ask, milli, num, shape = c_cpu[c], c_mem[c], c_milli[c], c_num[c], c_shape[c]
         ask = milli * num
-        best, best_score, found = -1, -1, 0
+        best, best_score, found = -1, -np.inf, 0
         row = scores[shape]
         for i in range(count_n):
             if cpu[i] < cpu_ask or mem[i] < mem_ask:
@@ -258,24 +270,28 @@ def place_range(start, stop, code, nodes, classes, typ, rng, store, out_where, o
                     continue
                 if not c_allowed[c, model[i]]:
                     continue
-            if code == FGD:
+            if code == FGD or code == FGDCPU:
                 s = state[i]
-                score = row[s]
-                if score < 0:
-                    value, _ = fgd_score(s_frag[s], s_cpu[s], s_left[s], s_n[s], s_kind[s], cpu_ask, milli, num, typ, scratch)
-                    score = np.int8(value)
-                    row[s] = score
+                known = row[s]
+                if known == UNKNOWN:
+                    value, _ = fgd_score(code == FGD, s_frag[s], s_cpu[s], s_left[s], s_n[s], s_kind[s], cpu_ask, milli,
+                                         num, typ, scratch)  # fmt: skip
+                    if code == FGDCPU:
+                        value = priced(value, s_cpu[s] - cpu_ask, total[i] - ask, cpu_price)
+                    known = np.float32(value)
+                    row[s] = known
+                score = float(known)
             elif code == BESTFIT:
-                score = best_fit_score(cpu[i], total[i], cpu_ask, ask)
+                score = 1.0 * best_fit_score(cpu[i], total[i], cpu_ask, ask)
             elif code == DOTPROD:
-                score = dot_product_score(cpu[i], total[i], cpu_ask, ask)
+                score = 1.0 * dot_product_score(cpu[i], total[i], cpu_ask, ask)
             elif code == GPUPACKING:
-                score = gpu_packing_score(left[i], n_chips[i], whole[i], milli, num)
+                score = 1.0 * gpu_packing_score(left[i], n_chips[i], whole[i], milli, num)
             elif code == GPUCLUSTERING:
-                score = gpu_clustering_score(affinity[i], total[i], c_affinity[c])
+                score = 1.0 * gpu_clustering_score(affinity[i], total[i], c_affinity[c])
             elif code == RANDOM:
                 feasible[found] = i
-                score = 0
+                score = 0.0
             else:
                 best, found = i, 1
                 break
@@ -289,9 +305,9 @@ def place_range(start, stop, code, nodes, classes, typ, rng, store, out_where, o
         i = best
         n = n_chips[i]
         value = 0
-        if code == FGD and num == 1 and milli < WHOLE:
+        if (code == FGD or code == FGDCPU) and num == 1 and milli < WHOLE:
             s = state[i]
-            _, device = fgd_score(s_frag[s], cpu[i], left[i], n, kind[i], cpu_ask, milli, num, typ, scratch)
+            _, device = fgd_score(code == FGD, s_frag[s], cpu[i], left[i], n, kind[i], cpu_ask, milli, num, typ, scratch)
             value = left[i, device]
         mask = choose(code, left[i], n, milli, num, value, rng)
         cpu[i] -= cpu_ask
@@ -307,13 +323,13 @@ def place_range(start, stop, code, nodes, classes, typ, rng, store, out_where, o
                 if left[i, d] == WHOLE:
                     full += 1
             top[i], whole[i] = highest, full
-        if code == FGD:
+        if code == FGD or code == FGDCPU:
             s = find_state(cpu[i], left[i], n, kind[i], table, s_cpu, s_kind, s_n, s_left, s_used)
             if s < 0:  # full: forget all states and number the present ones anew
                 table[:] = -1
                 s_used[0] = 0
                 frag_known[0] = 0
-                scores[:, :] = -1
+                scores[:, :] = UNKNOWN
                 for j in range(count_n):
                     state[j] = find_state(cpu[j], left[j], n_chips[j], kind[j], table, s_cpu, s_kind, s_n, s_left, s_used)
                 s = state[i]

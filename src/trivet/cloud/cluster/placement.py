@@ -96,7 +96,7 @@ def _arrays(exp: Experiment, with_states: bool) -> tuple[Any, Any, Any, Any]:
     store = (
         np.full(slots, -1, np.int64), np.zeros(states, np.int64), np.zeros(states, np.int64), np.zeros(states, np.int64),
         np.zeros((states, width), np.int64), np.zeros(1, np.int64), np.zeros(states),
-        np.full((classes.shapes, states), -1, np.int8),
+        np.full((classes.shapes, states), -np.inf, np.float32),
     )  # fmt: skip
     by_class = (
         classes.cpu_milli, classes.memory_mib, classes.chip_milli, classes.num_chips, classes.allowed, classes.shape,
@@ -109,18 +109,19 @@ def _place_fast(exp: Experiment, policy: str, progress: Progress | None) -> tupl
     from trivet.cloud.cluster import _loop_place as loop
 
     code = loop.CODES[policy]
-    nodes, classes, typ, store = _arrays(exp, code == loop.FGD)
-    rng = exp.random.state()
+    with_states = code in (loop.FGD, loop.FGDCPU)
+    nodes, classes, typ, store = _arrays(exp, with_states)
+    rng, price = exp.random.state(), exp.cpu_price
     count = len(exp.tasks)
     where, mask = np.full(count, -1, np.int64), np.zeros(count, np.uint64)
-    loop.place_range(0, 0, code, nodes, classes, typ, rng, store, where, mask)  # load the compiled code outside the clock
+    loop.place_range(0, 0, code, price, nodes, classes, typ, rng, store, where, mask)  # load the compiled code outside the clock
     started = time.process_time()
-    if code == loop.FGD:
+    if with_states:
         loop.number_states(nodes, typ, store)
     step = count if progress is None else 1000
     for begin in range(0, count, max(step, 1)):
         end = min(begin + step, count)
-        loop.place_range(begin, end, code, nodes, classes, typ, rng, store, where, mask)
+        loop.place_range(begin, end, code, price, nodes, classes, typ, rng, store, where, mask)
         if progress is not None:
             progress(end)
     return where, mask, time.process_time() - started

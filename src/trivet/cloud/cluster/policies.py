@@ -10,9 +10,11 @@ and the contract that a plug-in of the entry point group ``trivet.placement`` me
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
+
+import numpy as np
 
 from trivet.cloud.cluster.nodes import WHOLE
 from trivet.cloud.cluster.tasks import Task, TypicalTask
@@ -47,6 +49,7 @@ class Context:
 
     typical: tuple[TypicalTask, ...]
     random: Draws
+    cpu_price: float = 0.0  # see ``cpu_price``
     feasible: list[int] = field(default_factory=list)
     pick: int = -1  # one node drawn from ``feasible``, for policies that draw
 
@@ -155,30 +158,65 @@ def _fgd_whole(drop_milli: float) -> int:
     return int(1.0 / (1.0 + math.exp(-(drop_milli / 1000.0))) * 100.0)
 
 
-def fgd_share(node: NodeView, task: Task, context: Context) -> tuple[int, int]:
-    """Score and device of a share: the device whose use lowers fragmentation most, the first of equals."""
+def fgd_share(node: NodeView, task: Task, context: Context, rounded: bool = True) -> tuple[float, int]:
+    """Score and device of a share: the device whose use lowers fragmentation most, the first of equals.
+
+    ``rounded``: the published whole number; else the drop itself in thousandths.
+    """
     before = fragmentation(node.model, node.cpu_left, node.chip_left, context.typical)
-    score, device = 0, -1
+    score, device = 0.0, -1
     for i, left in enumerate(node.chip_left):
         if left >= task.chip_milli:
             rest = node.chip_left.copy()
             rest[i] -= task.chip_milli
             after = fragmentation(node.model, node.cpu_left - task.cpu_milli, rest, context.typical)
-            candidate = _fgd_whole(before - after)
+            candidate = _fgd_whole(before - after) if rounded else before - after
             if device < 0 or candidate > score:
                 score, device = candidate, i
     return score, device
 
 
-def fgd(node: NodeView, task: Task, context: Context) -> int:
-    """Fragmentation gradient descent: the steepest drop of expected fragmentation, through a sigmoid to 0..100."""
-    if task.is_share:
-        return fgd_share(node, task, context)[0]
+def _whole_drop(node: NodeView, task: Task, context: Context) -> float:
     before = fragmentation(node.model, node.cpu_left, node.chip_left, context.typical)
     rest = node.chip_left.copy()
     for i in whole_devices(node, task):
         rest[i] = 0
-    return _fgd_whole(before - fragmentation(node.model, node.cpu_left - task.cpu_milli, rest, context.typical))
+    return before - fragmentation(node.model, node.cpu_left - task.cpu_milli, rest, context.typical)
+
+
+def fgd(node: NodeView, task: Task, context: Context) -> float:
+    """Fragmentation gradient descent: the steepest drop of expected fragmentation, through a sigmoid to 0..100."""
+    if task.is_share:
+        return fgd_share(node, task, context)[0]
+    return _fgd_whole(_whole_drop(node, task, context))
+
+
+STEP_MILLI, PRICE_MILLI = 80.0, 100.0
+
+
+def fgd_cpu(node: NodeView, task: Task, context: Context) -> float:
+    """Ours: FGD in coarse steps, with a price on what is left as CPU becomes scarce.
+
+    FGD sees CPU only where its lack strands chips, and drops of a few thousandths outweigh a good fit. Here drops count
+    in steps of ``80 (1 - w)`` thousandths, so that near-equal nodes fall to the first, and the BestFit rest is priced at
+    ``100 w`` thousandths, with ``w`` the CPU price of ``cpu_price``: 0 where CPU is plenty, 1 where it runs out first.
+    Rounded to single precision, as the compiled loop stores it.
+    """
+    drop = fgd_share(node, task, context, rounded=False)[0] if task.is_share else _whole_drop(node, task, context)
+    rest = (node.cpu_left - task.cpu_milli) / MAX_CPU_MILLI + (node.total_left - task.total_milli) / MAX_CHIP_MILLI
+    step = STEP_MILLI * (1.0 - context.cpu_price)
+    if step > 0.0:
+        drop = math.floor(drop / step + 1e-9) * step
+    return float(np.float32(drop - PRICE_MILLI * context.cpu_price * rest))
+
+
+def cpu_price(typical: Sequence[TypicalTask], cpu_milli: int, chip_milli: int) -> float:
+    """How scarce CPU is for the demand: its CPU per chip over the cluster's, from 0.8 (no price) to 1 (full price)."""
+    chips = sum(t.share * t.num_chips * t.chip_milli for t in typical)
+    if chips <= 0.0 or cpu_milli <= 0 or chip_milli <= 0:
+        return 0.0
+    pressure = sum(t.share * t.cpu_milli for t in typical) / chips * chip_milli / cpu_milli
+    return min(max((pressure - 0.8) / 0.2, 0.0), 1.0)
 
 
 def whole_devices(node: NodeView, task: Task) -> list[int]:
@@ -192,8 +230,8 @@ def choose_devices(policy: str, node: NodeView, task: Task, context: Context) ->
         return []
     if not task.is_share:
         return whole_devices(node, task)
-    if policy == "fgd":
-        return [fgd_share(node, task, context)[1]]
+    if policy in ("fgd", "fgdcpu"):
+        return [fgd_share(node, task, context, rounded=policy == "fgd")[1]]
     roomy = [i for i, left in enumerate(node.chip_left) if left >= task.chip_milli]
     if policy == "random":
         pick = roomy[0]
@@ -212,6 +250,7 @@ POLICIES: Mapping[str, Score] = {
     "gpuclustering": gpu_clustering,
     "random": random_fit,
     "firstfit": first_fit,
+    "fgdcpu": fgd_cpu,
 }
 ENTRY_POINT_GROUP = "trivet.placement"
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from trivet.cloud.cluster.go_random import GoRandom
 from trivet.cloud.cluster.nodes import WHOLE, Node
+from trivet.cloud.cluster.policies import cpu_price
 from trivet.cloud.cluster.tasks import Task, TypicalTask, typical_tasks
 
 # The authors' scheduler starts its ten informers between drawing the clones and ordering the nodes, and each takes a draw:
@@ -28,6 +29,10 @@ class Experiment:
     names: tuple[str, ...]
     typical: tuple[TypicalTask, ...]
     random: GoRandom
+
+    @property
+    def cpu_price(self) -> float:
+        return cpu_price(self.typical, sum(n.cpu_milli for n in self.nodes), sum(n.chips for n in self.nodes) * WHOLE)
 
 
 def experiment(nodes: Sequence[Node], tasks: Sequence[Task], seed: int, tune: float) -> Experiment:

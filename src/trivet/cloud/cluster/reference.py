@@ -22,7 +22,7 @@ def place_plain(
     nodes = [
         NodeView(i, n.model, n.cpu_milli, n.memory_mib, [1000] * n.chips) for i, n in enumerate(experiment.nodes)
     ]
-    context = Context(experiment.typical, experiment.random)
+    context = Context(experiment.typical, experiment.random, experiment.cpu_price)
     where = np.full(len(experiment.tasks), -1, np.int64)
     devices = np.zeros(len(experiment.tasks), np.uint64)
     for k, task in enumerate(experiment.tasks):
