@@ -99,7 +99,7 @@ def sibling(name: str, label: str) -> Architecture | None:
     bare = name.rpartition("/")[2]
     for end in ("-FP8", "-NVFP4", "-BF16", "-MXFP4"):
         bare = bare.removesuffix(end)
-    endings = {"nvfp4": ("nvidia/{}-NVFP4",), "fp8": ("{}-FP8", "nvidia/{}-FP8"), "fp8_block": ("{}-FP8",)}.get(label, ())
+    endings = {"nvfp4": ("nvidia/{}-NVFP4",), "fp8": ("nvidia/{}-FP8", "{}-FP8"), "fp8_block": ("{}-FP8",)}.get(label, ())
     from trivet.model import catalogue
 
     known = {n.lower(): n for n in catalogue.names()}
@@ -111,6 +111,6 @@ def sibling(name: str, label: str) -> Architecture | None:
                     found = models.read(known[full])
                 except TrivetError:
                     continue
-                if _WIDTH.get(_dominant(found.quantisation)) == _WIDTH.get(label):
+                if _dominant(found.quantisation) == label:
                     return found
     return None

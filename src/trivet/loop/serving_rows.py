@@ -162,6 +162,11 @@ def _layout(base: Deployment, row: Mapping[str, str], role: str, notes: list[str
         known = moe_tp or moe_ep
         other = max(1, chips_in_stage // known)
         moe_tp, moe_ep = (moe_tp or other), (moe_ep or other)
+    if moe_tp * moe_ep > chips_in_stage and moe_tp * moe_ep % chips_in_stage == 0 and not _count(row, role + "attention_dp"):
+        # Experts over more chips than attention: attention is data parallel over the rest.
+        ways["attention_dp"] = moe_tp * moe_ep // ways["tp"]
+        chips_in_stage = moe_tp * moe_ep
+        notes.append(f"{role}attention_dp is empty: {ways['attention_dp']} follows from the experts' layout")
     if moe_tp * moe_ep != chips_in_stage:
         experts = next(layer.feed_forward.experts for layer in base.architecture.layers if layer.feed_forward.kind == "moe")
         fixed = math.gcd(moe_ep, chips_in_stage) if experts % max(1, math.gcd(moe_ep, chips_in_stage)) == 0 else 1

@@ -3,6 +3,10 @@
 from trivet.cloud.engine.components import Components, compile_components
 from trivet.cloud.engine.memory import Room, room
 from trivet.cloud.engine.profiles import EngineProfile, profile
+from trivet.cloud.engine.scheduling import Schedule, schedule
 from trivet.cloud.engine.step import assemble, step_table
 
-__all__ = ["Components", "EngineProfile", "Room", "assemble", "compile_components", "profile", "room", "step_table"]
+__all__ = [
+    "Components", "EngineProfile", "Room", "Schedule", "assemble", "compile_components", "profile", "room", "schedule",
+    "step_table",
+]

@@ -72,7 +72,12 @@ class _Clock:
         if isinstance(operator, Transfer):
             group = operator.group
             if group not in self.levels:
-                self.levels[group] = fabric.levels(self.place, group, self.deployment.chip)
+                self.levels[group] = [
+                    collectives.Level(
+                        level.size, level.bandwidth_bytes_per_s / level.oversubscription, level.latency_s, log_sigma=level.log_sigma
+                    )
+                    for level in fabric.levels(self.place, group, self.deployment.chip)
+                ]
             return collectives.time(operator, self.levels[group], self.deployment.chip, self.library)
         return timing.time(operator, self.deployment.chip, self.library)
 

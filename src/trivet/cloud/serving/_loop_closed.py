@@ -87,7 +87,7 @@ def pop(heap, size):
 @njit(cache=True)
 def replay(
     tokens, mixed_s, sequences, graph_s, context, decode_s, chunk, past, prefill_s, host, overlap,
-    policy, budget, max_sequences, kv_tokens, ranks, tokens_a_step, decode_tokens,
+    policy, budget, max_sequences, kv_tokens, ranks, tokens_a_step, decode_tokens, look_steps, wait_steps,
     inputs, outputs, arrivals, clients, client_s, gap_s, ttft, tpot, finished,
 ):  # fmt: skip
     """Serve ``len(inputs)`` requests; fills ``ttft``, ``tpot`` (seconds) and ``finished`` (clock) per request.
@@ -96,7 +96,8 @@ def replay(
     (``arrivals`` is then written); the first burst passes the front end one request each ``gap_s``. Open otherwise, at
     ``arrivals``. ``host``: decode, mixed, per sequence seconds.
     Sequence, token and KV limits are those of the whole deployment of ``ranks`` attention-DP ranks; the slowest rank
-    sets the step. Returns the clock at the end.
+    sets the step. New requests are looked at every ``look_steps`` steps; a prompt waits up to ``wait_steps`` for every rank
+    to have one. Returns the clock at the end.
     """
     total = len(inputs)
     heap = np.empty(total + 1)  # finishing step count x 2^20 + request
@@ -118,13 +119,17 @@ def replay(
         issued = total
     t, steps, running, sum_context, reserved = 0.0, 0.0, 0, 0.0, 0.0
     partial, partial_done = -1, 0.0  # prompt cut by the token budget, and how much of it is done
-    done = 0
+    done, seen, turn, next_look, held = 0, 0, 0.0, 0.0, 0.0
     batch = np.empty(total, np.int64)
     while done < total:
-        visible = head < tail and arrivals[waiting[head]] <= t
-        if running == 0 and partial < 0 and not visible:
+        if running == 0 and partial < 0 and head == seen:
             t = max(t, arrivals[waiting[head]])
-            visible = True
+            next_look = turn
+        if turn >= next_look:
+            while seen < tail and arrivals[waiting[seen]] <= t:
+                seen += 1
+            next_look = turn + look_steps
+        hold = wait_steps > 0 and running > 0 and seen - head < ranks and held < wait_steps
         # --- which prompts enter this step
         left = budget * ranks - (running * decode_tokens if policy != PREFILL_FIRST else 0.0)
         prompt_tokens, attention, prompts, ended, largest = 0.0, 0.0, 0, 0, 0.0
@@ -141,9 +146,9 @@ def replay(
                 partial = -1
             else:
                 partial_done += size
-        while partial < 0 and head < tail and left > 0:
+        while partial < 0 and head < seen and left > 0 and not hold:
             r = waiting[head]
-            if arrivals[r] > t or running + prompts >= max_sequences:
+            if running + prompts >= max_sequences:
                 break
             if reserved + inputs[r] + outputs[r] > kv_tokens and running + prompts > 0:
                 break
@@ -175,15 +180,21 @@ def replay(
             device = line(sequences, graph_s, a_rank) + plane(sequences, context, decode_s, a_rank, middle)
             cpu = host[0] + host[2] * a_rank
             step = max(device, cpu) if overlap else device + cpu
-            if head < tail and running < max_sequences:
-                r = waiting[head]
-                if arrivals[r] > t and (reserved + inputs[r] + outputs[r] <= kv_tokens):
-                    n = min(n, np.ceil((arrivals[r] - t) / step))
+            if seen < tail and running < max_sequences:
+                r = waiting[seen]
+                if reserved + inputs[r] + outputs[r] <= kv_tokens:
+                    n = min(n, max(np.ceil((arrivals[r] - t) / step), next_look - turn))
+            if hold:
+                n = min(n, wait_steps - held)
+                held += n
             n = max(n, 1.0)
+            turn += n
             t += n * step
             steps += n
             sum_context += running * n * tokens_a_step
         else:
+            held = 0.0
+            turn += 1.0
             share = np.ceil(prompts / ranks) / prompts if ranks > 1 else 1.0
             prompt_rank = max(prompt_tokens * share, largest) if ranks > 1 else prompt_tokens
             with_decode = policy != PREFILL_FIRST and running > 0

@@ -42,6 +42,8 @@ class Policy:
     tokens_a_step: float = 1.0
     decode_tokens: float = 1.0
     frontend_s: float = 0.0  # front end's serial time per request of a burst
+    look_steps: float = 1.0  # steps between two looks at the queue of new requests
+    wait_steps: float = 0.0  # steps that a prompt may wait until every rank has one
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -106,6 +108,72 @@ def open_loop(
     return Steady(*out)
 
 
+@dataclass(frozen=True, slots=True)
+class Split:
+    """A pair of pools. ``decode_slots`` and ``decode_kv_tokens`` are of one decode worker. ``routing``: "least_loaded" or
+    "round_robin" over decode workers. A prompt's KV takes ``transfer_s + tokens x transfer_token_s``."""
+
+    prefill_workers: int = 1
+    prefill_ranks: int = 1
+    prefill_budget_tokens: float = 8192.0
+    decode_workers: int = 1
+    decode_ranks: int = 1
+    decode_slots: float = 1024.0
+    decode_kv_tokens: float = np.inf
+    routing: str = "least_loaded"
+    transfer_s: float = 0.0
+    transfer_token_s: float = 0.0
+    tokens_a_step: float = 1.0
+    frontend_s: float = 0.0
+
+
+def closed_loop_split(
+    prefill: StepTable, decode: StepTable, isl: ArrayLike, osl: ArrayLike, concurrency: ArrayLike, split: Split, *,
+    waves: float = 10.0, low: float = 0.8,
+) -> Steady:
+    """Steady state of ``concurrency`` clients on prefill and decode pools; arguments as in ``closed_loop``."""
+    loads = np.broadcast_arrays(*(np.asarray(v, float) for v in (isl, osl, concurrency)))
+    if any(np.any(load < 1) for load in loads):
+        raise TrivetError("lengths and concurrency are at least 1", field="isl/osl/concurrency")
+    out = np.empty((6, *loads[0].shape))
+    for index in np.ndindex(loads[0].shape):
+        inputs, outputs, clients = (float(v[index]) for v in loads)
+        out[(slice(None), *index)] = _closed_split(prefill, decode, split, inputs, outputs, clients, waves, low)
+    return Steady(*out)
+
+
+def _closed_split(
+    prefill: StepTable, decode: StepTable, split: Split, isl: float, osl: float, concurrency: float, waves: float, low: float
+) -> tuple[float, ...]:
+    from trivet.cloud.serving._loop_split import replay_split
+
+    clients, count, weights = _plan(concurrency, waves)
+    inputs, outputs = lengths(isl, count, low, _GOLDEN), lengths(osl, count, low, _PLASTIC)
+    ttft, tpot, finished = (np.zeros(count) for _ in range(3))
+    overhead = prefill.first_token_overhead_s
+    hosts = [np.array([t.host_decode_s, t.host_mixed_s, t.host_per_sequence_s]) for t in (prefill, decode)]
+    replay_split(
+        prefill.tokens, prefill.mixed_s, prefill.chunk, prefill.past, prefill.prefill_attention_s, hosts[0], prefill.overlap,
+        int(split.prefill_workers), float(split.prefill_ranks), float(split.prefill_budget_tokens),
+        decode.sequences, decode.graph_s, decode.context, decode.decode_attention_s, hosts[1], decode.overlap,
+        int(split.decode_workers), float(split.decode_ranks), float(split.decode_slots), float(split.decode_kv_tokens),
+        0 if split.routing == "round_robin" else 1, float(split.transfer_token_s), float(split.transfer_s),
+        float(split.tokens_a_step), inputs, outputs, clients, float(overhead), float(split.frontend_s), ttft, tpot, finished,
+    )  # fmt: skip
+    return _summary((ttft + overhead, tpot, finished, outputs), weights, count)
+
+
+def _plan(concurrency: float, waves: float) -> tuple[int, int, Floats]:
+    """Clients, requests to follow, and how many each of them stands for."""
+    clients = max(1, round(concurrency))
+    whole = max(MIN_REQUESTS, round(clients * waves))
+    count = min(whole, max(MAX_REQUESTS, 4 * clients))
+    weights = np.ones(count)
+    if whole > count > 2 * clients:
+        weights[clients : count - clients] = (whole - 2.0 * clients) / (count - 2.0 * clients)
+    return clients, count, weights
+
+
 def _kv_tokens(table: StepTable) -> float:
     return float(table.kv_blocks * table.block_size) or np.inf
 
@@ -113,15 +181,10 @@ def _kv_tokens(table: StepTable) -> float:
 def _closed(
     table: StepTable, policy: Policy, isl: float, osl: float, concurrency: float, waves: float, low: float
 ) -> tuple[float, ...]:
-    clients = max(1, round(concurrency))
-    whole = max(MIN_REQUESTS, round(clients * waves))
-    count = min(whole, max(MAX_REQUESTS, 4 * clients))
+    clients, count, weights = _plan(concurrency, waves)
     run = _run(
         table, policy, lengths(isl, count, low, _GOLDEN), lengths(osl, count, low, _PLASTIC), np.zeros(count), clients
     )
-    weights = np.ones(count)
-    if whole > count > 2 * clients:
-        weights[clients : count - clients] = (whole - 2.0 * clients) / (count - 2.0 * clients)
     return _summary(run, weights, count)
 
 
@@ -137,7 +200,7 @@ def _run(
         table.tokens, table.mixed_s, table.sequences, table.graph_s, table.context, table.decode_attention_s, table.chunk,
         table.past, table.prefill_attention_s, host, table.overlap, MIXING[policy.mixing], float(policy.budget_tokens),
         float(policy.max_sequences * policy.ranks), float(policy.kv_tokens * policy.ranks), float(policy.ranks),
-        float(policy.tokens_a_step), float(policy.decode_tokens), inputs, outputs, arrivals, clients,
+        float(policy.tokens_a_step), float(policy.decode_tokens), float(policy.look_steps), float(policy.wait_steps), inputs, outputs, arrivals, clients,
         float(table.first_token_overhead_s), float(policy.frontend_s), ttft, tpot, finished,
     )  # fmt: skip
     return ttft + table.first_token_overhead_s, tpot, finished, outputs

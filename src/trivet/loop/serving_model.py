@@ -1,0 +1,108 @@
+"""The physics of one case: its pools' step tables, its scheduler, its clients, followed to a mean TTFT and TPOT."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from trivet.cloud import fabric
+from trivet.cloud.deployment import Deployment, StepTable
+from trivet.cloud.engine import Components, EngineProfile, assemble, compile_components, profile, room, schedule
+from trivet.cloud.serving.steady import Policy, Split, Steady, closed_loop, closed_loop_split
+from trivet.errors import DoesNotFit
+from trivet.loop.serving_rows import Case
+from trivet.model import memory
+
+
+@dataclass(slots=True)
+class Compiler:
+    """Remembers compiled deployments. ``profiles`` replaces the shipped constants by engine (calibration)."""
+
+    profiles: Mapping[str, EngineProfile] = field(default_factory=dict)
+    parts: dict[Any, tuple[Components, float, str]] = field(default_factory=dict)
+    tables: dict[Any, StepTable] = field(default_factory=dict)
+
+    def constants(self, deployment: Deployment) -> EngineProfile:
+        engine = deployment.settings.engine
+        return self.profiles.get(engine) or profile(engine, deployment.settings.version)
+
+    def components(self, deployment: Deployment) -> tuple[Components, float, str]:
+        """(components, KV tokens of a rank, note); compiled once a deployment."""
+        key = deployment_key(deployment)
+        if key not in self.parts:
+            note = ""
+            try:
+                space = room(deployment, self.constants(deployment), deployment.expected_isl)
+                kv_tokens = float(space.blocks * deployment.settings.block_size)
+            except DoesNotFit as error:
+                kv_tokens, note = np.inf, f"by our count it does not fit, its KV taken as sufficient: {error}"
+            self.parts[key] = (compile_components(deployment), kv_tokens, note)
+        return self.parts[key]
+
+    def table(self, deployment: Deployment) -> StepTable:
+        key = deployment_key(deployment)
+        if key not in self.tables:
+            self.tables[key] = assemble(self.components(deployment)[0], self.constants(deployment))
+        return self.tables[key]
+
+
+def deployment_key(deployment: Deployment) -> Any:
+    """What a compiled deployment depends on, hashable."""
+    d = deployment
+    s = d.settings
+    quantisation = d.architecture.quantisation
+    return (d.architecture.name, quantisation, d.chip.name, d.server, d.layout, s.engine, s.kv_dtype, s.weight_dtype,
+            s.moe_dtype, s.speculative_tokens, s.memory_utilization, s.num_kv_blocks, d.expected_isl)  # fmt: skip
+
+
+def fixed_lengths(case: Case) -> bool:
+    """Rows without a date come from a benchmark with lengths as stated; dated ones draw 0.8 to 1.0 of them."""
+    return not case.measured_on
+
+
+def steady(case: Case, compiler: Compiler) -> Steady:
+    """Mean TTFT and TPOT of a case, before any residual."""
+    low = 1.0 if fixed_lengths(case) else 0.8
+    if len(case.pools) == 1:
+        return _aggregated(case, compiler, low)
+    return _split(case, compiler, low)
+
+
+def _aggregated(case: Case, compiler: Compiler, low: float) -> Steady:
+    pool = case.pools[0]
+    clients = max(1.0, case.concurrency / pool.workers)
+    table, constants = compiler.table(pool.deployment), compiler.constants(pool.deployment)
+    kv_tokens = compiler.components(pool.deployment)[1]
+    plan = schedule(pool.deployment, case.isl, case.osl, clients)
+    policy = Policy(
+        plan.mixing, plan.budget_tokens, plan.max_sequences, kv_tokens, pool.deployment.layout.attention_dp,
+        frontend_s=constants.frontend_s, look_steps=plan.look_steps, wait_steps=plan.wait_steps,
+    )
+    return closed_loop(table, case.isl, case.osl, clients, policy, low=low)
+
+
+def _split(case: Case, compiler: Compiler, low: float) -> Steady:
+    prefill, decode = case.pools
+    tables = [compiler.table(pool.deployment) for pool in case.pools]
+    constants = compiler.constants(prefill.deployment)
+    plan = schedule(prefill.deployment, case.isl, case.osl, case.concurrency)
+    ranks = decode.deployment.layout.attention_dp
+    slots = decode.max_sequences or 2048.0
+    kv_tokens = compiler.components(decode.deployment)[1]
+    budget = max(plan.budget_tokens, case.isl)
+    split = Split(
+        prefill.workers, prefill.deployment.layout.attention_dp, budget, decode.workers, ranks, slots * ranks, kv_tokens * ranks,
+        transfer_token_s=_transfer_token_s(prefill.deployment), frontend_s=constants.frontend_s,
+        routing="round_robin" if case.group["engine"] == "trtllm" else "least_loaded",
+    )
+    return closed_loop_split(tables[0], tables[1], case.isl, case.osl, case.concurrency, split, low=low)
+
+
+def _transfer_token_s(deployment: Deployment) -> float:
+    """Seconds that one token's KV of one chip takes to the decode pool."""
+    size = memory.kv_bytes_per_token(deployment.architecture, deployment.layout, kv_dtype=deployment.settings.kv_dtype)
+    level = fabric.kv_level(fabric.server_of(deployment.chip, deployment.server), deployment.chip)
+    return size / level.bandwidth_bytes_per_s
