@@ -17,13 +17,33 @@ Number: TypeAlias = float | NDArray[np.float64]
 
 # Bytes of one stored weight, scales included (block scales: 128x128 fp32, 16-element fp8 for nvfp4, 32-element e8m0 for mxfp4).
 WEIGHT_BYTES = {
-    "fp32": 4.0, "tf32": 4.0, "bf16": 2.0, "fp16": 2.0, "fp8": 1.0, "fp8_block": 1.0 + 4 / 128**2, "mxfp8": 1.0 + 1 / 32,
-    "int8": 1.0, "int8_wo": 1.0, "int4_wo": 0.5 + 2 / 128, "nvfp4": 0.5 + 1 / 16, "mxfp4": 0.5 + 1 / 32,
+    "fp32": 4.0,
+    "tf32": 4.0,
+    "bf16": 2.0,
+    "fp16": 2.0,
+    "fp8": 1.0,
+    "fp8_block": 1.0 + 4 / 128**2,
+    "mxfp8": 1.0 + 1 / 32,
+    "int8": 1.0,
+    "int8_wo": 1.0,
+    "int4_wo": 0.5 + 2 / 128,
+    "nvfp4": 0.5 + 1 / 16,
+    "mxfp4": 0.5 + 1 / 32,
 }
 # Bytes of one activation element as the matrix unit reads it.
 ACTIVATION_BYTES = {
-    "fp32": 4.0, "tf32": 4.0, "bf16": 2.0, "fp16": 2.0, "fp8": 1.0, "fp8_block": 1.0, "mxfp8": 1.0, "int8": 1.0,
-    "int8_wo": 2.0, "int4_wo": 2.0, "nvfp4": 0.5 + 1 / 16, "mxfp4": 2.0,
+    "fp32": 4.0,
+    "tf32": 4.0,
+    "bf16": 2.0,
+    "fp16": 2.0,
+    "fp8": 1.0,
+    "fp8_block": 1.0,
+    "mxfp8": 1.0,
+    "int8": 1.0,
+    "int8_wo": 2.0,
+    "int4_wo": 2.0,
+    "nvfp4": 0.5 + 1 / 16,
+    "mxfp4": 2.0,
 }
 
 
@@ -55,7 +75,7 @@ class GroupedGemm:
 
     ``tokens`` are the tokens of the whole expert group (before top-k); this chip holds ``local_experts`` of ``experts``,
     each of ``intermediate`` columns (already divided by the expert tensor parallelism). ``skew`` is the hottest chip's
-    load over the mean load (1 = balanced).
+    load over the mean load (1 = balanced); ``imbalance`` the coefficient of variation of the load over the experts.
     """
 
     name: str
@@ -69,6 +89,7 @@ class GroupedGemm:
     gated: bool = True
     skew: Number = 1.0
     count: float = 1.0
+    imbalance: Number = 0.0
 
     @property
     def local_rows(self) -> Number:
@@ -88,7 +109,9 @@ class GroupedGemm:
     @property
     def bytes(self) -> Number:
         weights = WEIGHT_BYTES[self.dtype] * self.hidden * self.intermediate * (3.0 if self.gated else 2.0)
-        rows = self.local_rows * (ACTIVATION_BYTES[self.dtype] * self.hidden + 2.0 * self.hidden + 4.0 * self.intermediate)
+        rows = self.local_rows * (
+            ACTIVATION_BYTES[self.dtype] * self.hidden + 2.0 * self.hidden + 4.0 * self.intermediate
+        )
         return self.active_experts * weights + rows
 
 
@@ -133,7 +156,11 @@ class Attention:
         w = np.where(np.asarray(self.window) > 0, np.asarray(self.window, float), np.inf)
         # Query i (1-based) sees min(past + i, w) keys: below the knee an arithmetic sum, above it w each.
         knee = np.clip(np.where(np.isfinite(w), w - past, q), 0.0, q)
-        limited = knee * past + knee * (knee + 1.0) / 2.0 + np.where(np.isfinite(w), (q - knee) * np.where(np.isfinite(w), w, 0.0), 0.0)
+        limited = (
+            knee * past
+            + knee * (knee + 1.0) / 2.0
+            + np.where(np.isfinite(w), (q - knee) * np.where(np.isfinite(w), w, 0.0), 0.0)
+        )
         return np.where(np.isfinite(w), limited, full)
 
     @property
@@ -209,7 +236,16 @@ class Conv:
 
     @property
     def flops(self) -> Number:
-        return 2.0 * self.batch * self.out_channels * self.height * self.width * self.in_channels / self.groups * self.kernel**2
+        return (
+            2.0
+            * self.batch
+            * self.out_channels
+            * self.height
+            * self.width
+            * self.in_channels
+            / self.groups
+            * self.kernel**2
+        )
 
     @property
     def bytes(self) -> Number:
