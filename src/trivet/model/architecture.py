@@ -99,16 +99,12 @@ class Architecture:
     quantisation: Quantisation
     parameters: int  # total, to the last one; what is counted: see model/parameters.py
     active_parameters: int  # touched by one token
-    components: dict[str, int] = field(
-        default_factory=dict
-    )  # parameters by component; sums to ``parameters``
+    components: dict[str, int] = field(default_factory=dict)  # parameters by component; sums to ``parameters``
     mtp_layers: int = 0
     has_vision: bool = False
     has_audio: bool = False
     notes: tuple[str, ...] = ()
-    order: tuple[
-        int, ...
-    ] = ()  # for each layer of the stack its index in ``layers``; () = in the order of ``layers``
+    order: tuple[int, ...] = ()  # for each layer of the stack its index in ``layers``; () = in the order of ``layers``
     encoder: bool = False  # bidirectional attention, no cache (embedding models)
 
     @classmethod

@@ -100,9 +100,7 @@ class Blueprint:
             order.append(index)
         components = self.components()
         total = sum(components.values())
-        idle = sum(
-            idle_parameters(self.hidden, block.feed_forward) for block in self.blocks if not block.shared
-        )
+        idle = sum(idle_parameters(self.hidden, block.feed_forward) for block in self.blocks if not block.shared)
         towers = sum(self.extra.get(tower, 0) for tower in ("vision", "audio", "projector"))
         layers = tuple(Layer(m, ff, count) for (m, ff), count in zip(kinds, counts, strict=True))
         return Architecture(

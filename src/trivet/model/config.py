@@ -55,9 +55,7 @@ def from_mapping(raw: Mapping[str, Any], name: str = "") -> Architecture:
     fields.finish()
     _apply_class(raw, blueprint, model_type)
     quantisation = read_quantisation(raw, len(blueprint.blocks))
-    architecture = blueprint.architecture(
-        name or str(raw.get("_name_or_path") or model_type), model_type, quantisation
-    )
+    architecture = blueprint.architecture(name or str(raw.get("_name_or_path") or model_type), model_type, quantisation)
     return replace(architecture, notes=tuple(blueprint.notes))
 
 

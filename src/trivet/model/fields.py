@@ -16,83 +16,33 @@ from typing import Any
 from trivet.errors import TrivetError, Unsupported
 
 # Names that never change which parameters or operators there are.
-HARMLESS = frozenset(
-    [
-        "architectures",
-        "model_type",
-        "transformers_version",
-        "torch_dtype",
-        "dtype",
-        "auto_map",
-        "_name_or_path",
-        "use_cache",
-        "return_dict",
-        "is_decoder",
-        "initializer_range",
-        "initializer_factor",
-        "attention_dropout",
-        "hidden_dropout",
-        "attn_pdrop",
-        "embd_pdrop",
-        "resid_pdrop",
-        "dropout",
-        "output_attentions",
-        "output_hidden_states",
-        "output_router_logits",
-        "router_aux_loss_coef",
-        "router_z_loss_coef",
-        "norm_topk_prob",
-        "aux_loss_alpha",
-        "seq_aux",
-        "scoring_func",
-        "topk_method",
-        "routed_scaling_factor",
-        "router_jitter_noise",
-        "input_jitter_noise",
-        "pretraining_tp",
-        "use_mamba_kernels",
-        "rescale_prenorm_residual",
-        "time_step_limit",
-        "time_step_min",
-        "time_step_max",
-        "time_step_floor",
-        "hidden_act",
-        "hidden_activation",
-        "activation_function",
-        "mlp_hidden_act",
-        "mamba_hidden_act",
-        "activation",
-        "chunk_size",
-        "ep_size",
-        "logits_scaling",
-        "residual_multiplier",
-        "embedding_multiplier",
-        "attention_multiplier",
-        "logit_scale",
-        "scale_emb",
-        "scale_depth",
-        "dim_model_base",
-        "final_logit_softcapping",
-        "attn_logit_softcapping",
-        "query_pre_attn_scalar",
-        "cache_implementation",
-        "swiglu_limit",
-        "swiglu_alpha",
-        "hc_eps",
-        "hc_sinkhorn_iters",
-        "id2label",
-        "label2id",
-        "problem_type",
-        "tokenizer_class",
-        "prefix",
-        "task_specific_params",
-        "quantization_config",
-        "compression_config",
-        "beta_fast",
-        "beta_slow",
-        "moe_router_dtype",
-    ]
-)
+_NAMES = """
+_name_or_path activation activation_function apply_residual_connection_post_layernorm architectures
+attention_dropout attention_layers attention_multiplier attention_softmax_in_fp32 attention_types
+attention_value_scale attn_logit_cap attn_logit_softcapping attn_pdrop attn_scale attn_temperature_tuning
+auto_map aux_loss_alpha bad_words_ids begin_suppress_tokens beta_fast beta_slow cache_implementation
+chunk_size chunk_size_feed_forward clip_qkv compression_config dim_model_base diversity_penalty dropout
+dtype embd_pdrop embedding_multiplier ep_size final_logit_softcapping floor_scale hc_eps
+hc_sinkhorn_iters hidden_act hidden_activation hidden_dropout id2label ignore_index image_seq_length
+initializer_factor initializer_range input_jitter_noise is_decoder label2id length_penalty logit_scale
+logits_scaling mamba_hidden_act mamba_ssm_cache_dtype mamba_ssm_dtype max_length min_length
+mlp_hidden_act model_type moe_router_dtype moe_router_scaling_factor moe_shared_expert_overlap n_ctx
+n_group no_rope_layers norm_topk_prob num_beam_groups num_beams num_logits_to_keep num_mtp_layers
+num_return_sequences original_max_position_embeddings output_attentions output_hidden_states
+output_router_logits partial_rotary_factor per_layer_config prefix pretraining_tp problem_type
+qk_norm_type quantization_config query_pre_attn_scalar reorder_and_upcast_attn repetition_penalty
+rescale_prenorm_residual resid_pdrop residual_in_fp32 residual_multiplier return_dict rotary_dim
+rotary_pct rotary_percentage routed_scaling_factor router_aux_loss_coef router_jitter_noise
+router_z_loss_coef scale_attention_softmax_in_fp32 scale_attn_by_inverse_layer_idx scale_attn_weights
+scale_depth scale_emb scale_embedding scoring_func sep_token_id seq_aux slow_but_exact summary_activation
+summary_first_dropout summary_proj_to_labels summary_type summary_use_proj suppress_tokens swiglu_alpha
+swiglu_limit task_specific_params temperature time_step_floor time_step_limit time_step_max time_step_min
+tokenizer_class top_k top_p topk_group topk_method torch_dtype transformers_version typical_p
+use_bidirectional_attention use_cache use_gemma_norm use_mamba_kernels use_moe_router_bias
+use_routing_bias use_unified_vision_chunk video_placeholder vision_feature_layer
+vision_feature_select_strategy
+"""
+HARMLESS = frozenset(_NAMES.split())
 HARMLESS_ENDINGS = (
     "_token_id",
     "_token_index",
@@ -114,6 +64,15 @@ HARMLESS_ENDINGS = (
 )
 HARMLESS_PARTS = ("rope", "initializer", "dropout", "loss", "layerdrop")
 
+# Types without a class of their own in the defaults, and the class that they are read as.
+SAME_CLASS = {
+    "kimi_k2": "deepseek_v3",
+    "deepseek_ref": "deepseek_v4",
+    "minimax_m3": "minimax_m3_vl_text",
+    "step3p7_text": "step3p5",
+    "step3p7_vision": "step3p5_vision",
+}
+
 _ABSENT = object()
 
 
@@ -127,6 +86,8 @@ def class_defaults() -> dict[str, dict[str, Any]]:
 
 def harmless(name: str) -> bool:
     """Whether a field of this name never changes the structure."""
+    if name in HARMLESS:
+        return True
     if name.endswith(("_dim", "_dims", "_rank", "per_token", "_interval")) or name.startswith("no_rope"):
         return False
     return (
@@ -141,7 +102,7 @@ class Fields:
     """One (sub-)config under reading."""
 
     def __init__(self, raw: Mapping[str, Any], model_type: str, path: str = ""):
-        known = class_defaults().get(model_type)
+        known = class_defaults().get(SAME_CLASS.get(model_type, model_type))
         self.raw, self.model_type, self.path = raw, model_type, path
         self.has_class = known is not None
         self.defaults: dict[str, Any] = dict(known["defaults"]) if known else {}

@@ -32,9 +32,7 @@ class Precision:
     kv: str
 
 
-def precision(
-    architecture: Architecture, weight_dtype: str = "", moe_dtype: str = "", kv_dtype: str = ""
-) -> Precision:
+def precision(architecture: Architecture, weight_dtype: str = "", moe_dtype: str = "", kv_dtype: str = "") -> Precision:
     """Dtypes of a run: an override replaces what the checkpoint stores.
 
     ``weight_dtype`` sets attention, dense and (unless ``moe_dtype`` is given) expert weights; the head keeps its own.
@@ -170,9 +168,7 @@ class _Step:
             found += self.join("attention")
         if layer.feed_forward.kind == "dense":
             found.append(self.norm("ffn_norm"))
-            found += self.dense(
-                "ffn", layer.feed_forward.intermediate, layer.feed_forward.gated, self.dtypes.dense
-            )
+            found += self.dense("ffn", layer.feed_forward.intermediate, layer.feed_forward.gated, self.dtypes.dense)
             found += self.join("ffn")
         elif layer.feed_forward.kind == "moe":
             found.append(self.norm("ffn_norm"))
@@ -262,12 +258,8 @@ class _Step:
         ways = layout.moe_ep
         copies = ways * (1.0 - (1.0 - 1.0 / ways) ** ff.top_k) * layout.moe_tp
         own = rows / layout.tp * copies * width
-        sent = (
-            ACTIVATION_BYTES[self.dtypes.experts] if self.dtypes.experts.startswith(("fp8", "nvfp4")) else 2.0
-        )
-        before: list[Operator] = [
-            Transfer("moe_dispatch", "all_to_all", sent * own, group, "ep", self.dtypes.experts)
-        ]
+        sent = ACTIVATION_BYTES[self.dtypes.experts] if self.dtypes.experts.startswith(("fp8", "nvfp4")) else 2.0
+        before: list[Operator] = [Transfer("moe_dispatch", "all_to_all", sent * own, group, "ep", self.dtypes.experts)]
         after: list[Operator] = [Transfer("moe_combine", "all_to_all", 2.0 * own, group, "ep")]
         if layout.tp > 1:
             after.append(Transfer("moe_all_gather", "all_gather", 2.0 * rows * width, layout.tp, "tp"))
@@ -282,9 +274,7 @@ def _merged(found: list[Operator]) -> list[Operator]:
         for name in operator.__dataclass_fields__:
             if name != "count":
                 value = getattr(operator, name)
-                key.append(
-                    (np.shape(value), np.asarray(value).tobytes()) if isinstance(value, np.ndarray) else value
-                )
+                key.append((np.shape(value), np.asarray(value).tobytes()) if isinstance(value, np.ndarray) else value)
         identity = tuple(key)
         known = merged.get(identity)
         merged[identity] = operator if known is None else replace(known, count=known.count + operator.count)

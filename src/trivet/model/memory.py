@@ -122,15 +122,11 @@ def kv_bytes_per_token(
     best = 0.0
     for stage in range(layout.pp):
         total = 0.0
-        for layer, count in zip(
-            architecture.layers, stage_counts(architecture, layout.pp, stage), strict=True
-        ):
+        for layer, count in zip(architecture.layers, stage_counts(architecture, layout.pp, stage), strict=True):
             limit = layer.mixer.window or layer.mixer.chunk
             if context and limit and context > limit:
                 continue
-            total += count * (
-                _cache_width(layer.mixer, layout.tp) * WEIGHT_BYTES[label] + _index_bytes(layer.mixer)
-            )
+            total += count * (_cache_width(layer.mixer, layout.tp) * WEIGHT_BYTES[label] + _index_bytes(layer.mixer))
         best = max(best, total)
     return best / (layout.dcp * layout.cp)
 
@@ -144,15 +140,11 @@ def kv_bytes_per_sequence(
     best = 0.0
     for stage in range(layout.pp):
         total = 0.0
-        for layer, count in zip(
-            architecture.layers, stage_counts(architecture, layout.pp, stage), strict=True
-        ):
+        for layer, count in zip(architecture.layers, stage_counts(architecture, layout.pp, stage), strict=True):
             limit = layer.mixer.window or layer.mixer.chunk
             kept = min(context, limit) if limit else context
             total += (
-                count
-                * kept
-                * (_cache_width(layer.mixer, layout.tp) * WEIGHT_BYTES[label] + _index_bytes(layer.mixer))
+                count * kept * (_cache_width(layer.mixer, layout.tp) * WEIGHT_BYTES[label] + _index_bytes(layer.mixer))
             )
         best = max(best, total)
     return best / (layout.dcp * layout.cp)
@@ -164,10 +156,7 @@ def state_bytes_per_sequence(architecture: Architecture, layout: Layout | None =
     best = 0.0
     for stage in range(layout.pp):
         counts = stage_counts(architecture, layout.pp, stage)
-        total = sum(
-            count * _state_bytes(layer.mixer)
-            for layer, count in zip(architecture.layers, counts, strict=True)
-        )
+        total = sum(count * _state_bytes(layer.mixer) for layer, count in zip(architecture.layers, counts, strict=True))
         best = max(best, total)
     return best / layout.tp
 
@@ -205,10 +194,6 @@ def activation_bytes(
             widest = max(widest, 3.0 * ff.intermediate / layout.tp)
         elif ff.kind == "moe":
             copies = ff.top_k * layout.attention_dp * layout.cp / layout.moe_ep
-            routed = copies * (
-                3.0 * ff.expert_intermediate / layout.moe_tp + 2.0 * (ff.latent or architecture.hidden)
-            )
+            routed = copies * (3.0 * ff.expert_intermediate / layout.moe_tp + 2.0 * (ff.latent or architecture.hidden))
             widest = max(widest, routed, 3.0 * ff.shared_intermediate / layout.tp)
-    return (
-        2.0 * tokens * (3.0 * architecture.hidden + widest) + 4.0 * head_rows * architecture.vocab / layout.tp
-    )
+    return 2.0 * tokens * (3.0 * architecture.hidden + widest) + 4.0 * head_rows * architecture.vocab / layout.tp

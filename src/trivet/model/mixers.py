@@ -59,9 +59,7 @@ def operators(
         return _latent(context)
     if mixer.kind == "scan":
         if mixer.scan_kind not in SCANS:
-            raise Unsupported(
-                f"no operators for {mixer.scan_kind!r} layers", field="scan_kind", allowed=SCANS
-            )
+            raise Unsupported(f"no operators for {mixer.scan_kind!r} layers", field="scan_kind", allowed=SCANS)
         return SCANS[mixer.scan_kind](context)
     raise Unsupported(f"no operators for mixer {mixer.kind!r}", field="mixer")
 
@@ -146,9 +144,7 @@ def _context_transfers(c: Context, row_bytes: float) -> list[Operator]:
     m, layout, batch = c.mixer, c.layout, c.batch
     if layout.cp > 1 and _present(batch.prefill_sequences):
         whole = np.asarray(batch.prefill_sequences, float) * batch.prefill_tokens
-        found.append(
-            Transfer("context_all_gather", "all_gather", whole * row_bytes, layout.cp, "cp", c.kv_dtype)
-        )
+        found.append(Transfer("context_all_gather", "all_gather", whole * row_bytes, layout.cp, "cp", c.kv_dtype))
     if layout.dcp > 1 and _present(batch.decode_sequences):
         rows = np.asarray(batch.decode_sequences, float) * batch.decode_tokens / layout.cp
         width = m.kv_lora_rank + m.rope_head_dim if m.kind == "mla" else m.head_dim
@@ -156,9 +152,7 @@ def _context_transfers(c: Context, row_bytes: float) -> list[Operator]:
         heads = c.heads * layout.dcp
         found += [
             Transfer("dcp_query_all_gather", "all_gather", 2.0 * rows * heads * width, layout.dcp, "dcp"),
-            Transfer(
-                "dcp_reduce_scatter", "reduce_scatter", 2.0 * rows * heads * (value + 2.0), layout.dcp, "dcp"
-            ),
+            Transfer("dcp_reduce_scatter", "reduce_scatter", 2.0 * rows * heads * (value + 2.0), layout.dcp, "dcp"),
         ]
     return found
 
@@ -181,9 +175,7 @@ def _attention(c: Context) -> list[Operator]:
     found += _indexer(c)
     found += _context_transfers(c, row_bytes)
     window = float(m.index_top_k) if m.index_top_k else None
-    found += _cores(
-        c, name="attention", heads=c.heads, kv_heads=c.kv_heads, qk=qk, v=v, kind="gqa", window=window
-    )
+    found += _cores(c, name="attention", heads=c.heads, kv_heads=c.kv_heads, qk=qk, v=v, kind="gqa", window=window)
     if gate:
         found.append(Stream("attention_gate", 6.0 * rows * gate))
     found.append(Gemm("attention_out", rows, c.hidden, c.heads * v, c.dtype))
@@ -217,9 +209,7 @@ def _latent(c: Context) -> list[Operator]:
             np.asarray(batch.prefill_past, float) + batch.prefill_tokens
         )
         found.append(Gemm("kv_b", past_and_new, c.heads * (m.nope_head_dim + v), m.kv_lora_rank, c.dtype))
-        found += _cores(
-            c, name="attention", heads=c.heads, kv_heads=c.heads, qk=qk, v=v, kind="gqa", decode=False
-        )
+        found += _cores(c, name="attention", heads=c.heads, kv_heads=c.heads, qk=qk, v=v, kind="gqa", decode=False)
     decode_rows = np.asarray(batch.decode_sequences, float) * batch.decode_tokens / c.layout.cp
     absorbed_rows = rows if absorbed else decode_rows
     if _present(absorbed_rows):
@@ -341,9 +331,7 @@ def _mamba2(c: Context) -> list[Operator]:
     m, tp, rows = c.mixer, c.layout.tp, c.tokens
     inner, heads = m.value_heads * m.value_dim / tp, m.value_heads / tp
     groups = max(1.0, m.state_groups / tp)
-    found: list[Operator] = [
-        Gemm("scan_in", rows, 2 * inner + 2 * groups * m.key_dim + heads, c.hidden, c.dtype)
-    ]
+    found: list[Operator] = [Gemm("scan_in", rows, 2 * inner + 2 * groups * m.key_dim + heads, c.hidden, c.dtype)]
     found += _convolution(c, inner + 2 * groups * m.key_dim)
     found += _scan_cores(c, "mamba2", heads, m.key_dim, m.value_dim)
     found += [Stream("scan_norm", 6.0 * rows * inner), Gemm("scan_out", rows, c.hidden, inner, c.dtype)]

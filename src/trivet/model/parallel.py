@@ -66,9 +66,7 @@ class Batch:
     @property
     def head_rows(self) -> Number:
         return (
-            self.prefill_sequences + self.decode_sequences * self.decode_tokens
-            if self.logits is None
-            else self.logits
+            self.prefill_sequences + self.decode_sequences * self.decode_tokens if self.logits is None else self.logits
         )
 
 
@@ -84,11 +82,7 @@ def _check_mixer(mixer: Mixer, layout: Layout) -> None:
         _divides("tp", layout.tp, mixer.heads, "attention heads")
         kv, tp = mixer.kv_heads, layout.tp
         if mixer.kind == "attention" and kv % tp and tp % kv:
-            good = [
-                str(d)
-                for d in range(1, mixer.heads + 1)
-                if mixer.heads % d == 0 and (kv % d == 0 or d % kv == 0)
-            ]
+            good = [str(d) for d in range(1, mixer.heads + 1) if mixer.heads % d == 0 and (kv % d == 0 or d % kv == 0)]
             raise DoesNotFit(
                 f"{tp} neither divides nor is a multiple of {kv} key-value heads", field="tp", allowed=good
             )

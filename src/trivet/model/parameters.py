@@ -42,9 +42,7 @@ def mixer_matrices(hidden: int, m: Mixer) -> Matrices:
 def _index_matrices(hidden: int, m: Mixer) -> int:
     if not m.index_heads:
         return 0
-    return (m.q_lora_rank or hidden) * m.index_heads * m.index_head_dim + hidden * (
-        m.index_head_dim + m.index_heads
-    )
+    return (m.q_lora_rank or hidden) * m.index_heads * m.index_head_dim + hidden * (m.index_head_dim + m.index_heads)
 
 
 def _scan_matrices(hidden: int, m: Mixer) -> int:
@@ -137,7 +135,5 @@ def idle_parameters(hidden: int, ff: FeedForward) -> int:
     if ff.kind != "moe":
         return 0
     width = ff.latent or hidden
-    one = expert_parameters(hidden, ff) + (
-        ff.expert_intermediate * (2 if ff.gated else 1) + width if ff.bias else 0
-    )
+    one = expert_parameters(hidden, ff) + (ff.expert_intermediate * (2 if ff.gated else 1) + width if ff.bias else 0)
     return (ff.experts - ff.top_k) * one

@@ -99,9 +99,7 @@ def _group_label(weights: Mapping[str, Any], activations: Any, block: bool, pack
         return "int8" if activations else "int8_wo"
     if kind == "int" and bits == 4:
         return "int4_wo"
-    raise Unsupported(
-        f"{bits}-bit {kind} weights are not understood", field="quantization_config.config_groups"
-    )
+    raise Unsupported(f"{bits}-bit {kind} weights are not understood", field="quantization_config.config_groups")
 
 
 def _plain_label(raw: Mapping[str, Any]) -> str:
@@ -138,9 +136,7 @@ def _groups(raw: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
         weights = group.get("weights")
         if weights:
             pack = str(group.get("format") or raw.get("format") or "")
-            label = _group_label(
-                weights, group.get("input_activations"), bool(raw.get("weight_block_size")), pack
-            )
+            label = _group_label(weights, group.get("input_activations"), bool(raw.get("weight_block_size")), pack)
             found.append((label, [str(t) for t in group.get("targets") or ["Linear"]]))
     return found
 
@@ -148,9 +144,7 @@ def _groups(raw: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
 def _kv_label(raw: Mapping[str, Any], base: str) -> str:
     scheme = raw.get("kv_cache_scheme") or raw.get("kv_cache_quant_algo")
     if isinstance(scheme, Mapping):
-        return {8: "fp8" if scheme.get("type") == "float" else "int8", 4: "nvfp4"}.get(
-            scheme.get("num_bits", 16), base
-        )
+        return {8: "fp8" if scheme.get("type") == "float" else "int8", 4: "nvfp4"}.get(scheme.get("num_bits", 16), base)
     if isinstance(scheme, str) and scheme.upper() in ("FP8", "NVFP4", "INT8"):
         return scheme.lower()
     return base
@@ -164,18 +158,10 @@ def read_quantisation(raw: Mapping[str, Any], layers: int) -> Quantisation:
     """
     text = raw.get("text_config") if isinstance(raw.get("text_config"), Mapping) else {}
     assert isinstance(text, Mapping)
-    dtype = (
-        raw.get("dtype")
-        or raw.get("torch_dtype")
-        or text.get("dtype")
-        or text.get("torch_dtype")
-        or "bfloat16"
-    )
+    dtype = raw.get("dtype") or raw.get("torch_dtype") or text.get("dtype") or text.get("torch_dtype") or "bfloat16"
     base = FLOATS.get(str(dtype).removeprefix("torch."), "bf16")
     cache = "bf16" if base == "fp32" else base
-    config = (
-        raw.get("quantization_config") or text.get("quantization_config") or raw.get("compression_config")
-    )
+    config = raw.get("quantization_config") or text.get("quantization_config") or raw.get("compression_config")
     if not isinstance(config, Mapping) or not config:
         return Quantisation(base, base, base, base, base, cache)
     ignored = [
@@ -203,11 +189,7 @@ def read_quantisation(raw: Mapping[str, Any], layers: int) -> Quantisation:
     for component in ("attention", "experts", "dense", "head"):
         chosen = base if component == "head" else label
         for group_label, targets in groups:
-            if (
-                component != "head"
-                and "Linear" not in targets
-                and _left_out(targets, component, layers, loose)
-            ):
+            if component != "head" and "Linear" not in targets and _left_out(targets, component, layers, loose):
                 chosen = group_label
                 break
         else:

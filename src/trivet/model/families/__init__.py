@@ -5,10 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from trivet.model.blueprint import Blueprint
+from trivet.model.families import dense, experts, hybrid, latent, multimodal, plain, special
 from trivet.model.fields import Fields
 
 Reader = Callable[[Fields], Blueprint]
 
-from trivet.model.families import dense, experts, latent  # noqa: E402
-
-FAMILIES: dict[str, Reader] = {**dense.FAMILIES, **experts.FAMILIES, **latent.FAMILIES}
+FAMILIES: dict[str, Reader] = {
+    **plain.FAMILIES,
+    **dense.FAMILIES,
+    **experts.FAMILIES,
+    **latent.FAMILIES,
+    **hybrid.FAMILIES,
+    **special.FAMILIES,
+    **multimodal.FAMILIES,
+}

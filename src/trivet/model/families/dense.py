@@ -48,6 +48,7 @@ def _windowed(mixer: Mixer, window: int) -> Mixer:
 
 def mimo(f: Fields) -> Blueprint:
     """MiMo-7B: Qwen2 with prediction heads, which are not counted."""
+    f.expect("attention_bias", True)
     blueprint = qwen2(f)
     blueprint.mtp_layers = f.optional("num_nextn_predict_layers")
     return blueprint
@@ -60,25 +61,13 @@ def mpt(f: Fields) -> Blueprint:
     kv = heads
     qk_norm = 0
     if config is not None:
-        kind = config.expect(
-            "attn_type", "multihead_attention", "grouped_query_attention", "multiquery_attention"
-        )
+        kind = config.expect("attn_type", "multihead_attention", "grouped_query_attention", "multiquery_attention")
         if kind == "grouped_query_attention":
             kv = config.positive("kv_n_heads")
         elif kind == "multiquery_attention":
             kv = 1
         config.expect("qk_ln", False)
-        for field in (
-            "alibi",
-            "alibi_bias_max",
-            "attn_impl",
-            "prefix_lm",
-            "softmax_scale",
-            "attn_uses_sequence_id",
-            "clip_qkv",
-            "rope",
-        ):
-            config.get(field, None)
+        config.read.update(config.raw)
     f.expect("no_bias", True)
     ratio = f.get("expansion_ratio")
     intermediate = int(hidden * ratio)
@@ -87,13 +76,85 @@ def mpt(f: Fields) -> Blueprint:
     blocks_mixer = Mixer("attention", heads, kv, hidden // heads)
     layers, vocab, context = f.positive("n_layers"), f.positive("vocab_size"), f.optional("max_seq_len")
     blocks = [
-        Block(blocks_mixer, FeedForward("dense", intermediate, gated=False), 2 * hidden, qk_norm)
-        for _ in range(layers)
+        Block(blocks_mixer, FeedForward("dense", intermediate, gated=False), 2 * hidden, qk_norm) for _ in range(layers)
     ]
     blueprint = Blueprint(hidden, vocab, blocks, f.flag("tie_word_embeddings", True), context, hidden)
     if learned:
         blueprint.add("position", context * hidden)
     return blueprint
+
+
+def gpt_bigcode(f: Fields) -> Blueprint:
+    """StarCoder: multi-query attention, learned positions, biases everywhere."""
+    hidden = f.positive("hidden_size")
+    heads = f.positive("num_attention_heads")
+    kv = 1 if f.flag("multi_query") else heads
+    mixer = Mixer("attention", heads, kv, hidden // heads, qkv_bias=True, out_bias=True)
+    intermediate = f.optional("n_inner") or 4 * hidden
+    blueprint = decoder(
+        f,
+        mixer=mixer,
+        feed_forward=dense(f, intermediate=intermediate, gated=False, bias=True),
+        norm="layer",
+    )
+    blueprint.add("position", f.positive("max_position_embeddings") * hidden)
+    return blueprint
+
+
+def opt(f: Fields) -> Blueprint:
+    hidden, layers = f.positive("hidden_size"), f.positive("num_hidden_layers")
+    bias, affine = f.flag("enable_bias"), f.flag("layer_norm_elementwise_affine")
+    heads, before = f.positive("num_attention_heads"), f.flag("do_layer_norm_before")
+    mixer = Mixer("attention", heads, heads, hidden // heads, qkv_bias=bias, out_bias=bias)
+    ff = FeedForward("dense", f.positive("ffn_dim"), gated=False, bias=bias)
+    norm = 2 * hidden if affine else 0
+    width, vocab = f.optional("word_embed_proj_dim") or hidden, f.positive("vocab_size")
+    final = norm if before and not f.flag("_remove_final_layer_norm", False) else 0
+    blueprint = Blueprint(
+        hidden,
+        vocab,
+        [Block(mixer, ff, 2 * norm)] * layers,
+        f.flag("tie_word_embeddings", True),
+        f.positive("max_position_embeddings"),
+        final,
+        embedding=vocab * width,
+        head=vocab * width,
+    )
+    blueprint.add("position", (f.positive("max_position_embeddings") + 2) * hidden)
+    if width != hidden:
+        blueprint.add("projection", 2 * width * hidden)
+    return blueprint
+
+
+def bloom(f: Fields) -> Blueprint:
+    hidden, heads = f.positive("hidden_size"), f.positive("num_attention_heads")
+    mixer = Mixer("attention", heads, heads, hidden // heads, qkv_bias=True, out_bias=True)
+    blueprint = decoder(
+        f,
+        mixer=mixer,
+        feed_forward=dense(f, intermediate=4 * hidden, gated=False, bias=True),
+        norm="layer",
+    )
+    blueprint.final_norm += 2 * hidden  # the norm after the token table
+    return blueprint
+
+
+def falcon(f: Fields) -> Blueprint:
+    """Falcon: old decoder (7B: multi-query, one norm), new decoder (40B, 180B: grouped queries, two norms)."""
+    hidden, heads, bias = f.positive("hidden_size"), f.positive("num_attention_heads"), f.flag("bias")
+    new, multi, parallel = f.flag("new_decoder_architecture"), f.flag("multi_query"), f.flag("parallel_attn")
+    f.flag("alibi", False)
+    kv = f.optional("num_kv_heads") or heads
+    if not new:
+        kv = 1 if multi else heads
+    mixer = Mixer("attention", heads, kv, hidden // heads, qkv_bias=bias, out_bias=bias)
+    norms = f.optional("num_ln_in_parallel_attn") or (2 if new else 1)
+    if not new:
+        norms = 1 if parallel else 2
+    elif norms not in (1, 2):
+        norms = 1
+    ff = dense(f, intermediate=f.optional("ffn_hidden_size") or 4 * hidden, gated=False, bias=bias)
+    return decoder(f, mixer=mixer, feed_forward=ff, norm="layer", norms=norms)
 
 
 FAMILIES = {
@@ -103,4 +164,8 @@ FAMILIES = {
     "qwen3": qwen3,
     "mimo": mimo,
     "mpt": mpt,
+    "gpt_bigcode": gpt_bigcode,
+    "opt": opt,
+    "bloom": bloom,
+    "falcon": falcon,
 }

@@ -32,9 +32,7 @@ def mixtral(f: Fields) -> Blueprint:
 def sparse_layer(f: Fields, index: int) -> bool:
     """Qwen's rule: every ``decoder_sparse_step``-th layer has experts unless ``mlp_only_layers`` names it."""
     step = f.optional("decoder_sparse_step") or 1
-    return (
-        index not in f.many("mlp_only_layers") and f.positive("num_experts") > 0 and (index + 1) % step == 0
-    )
+    return index not in f.many("mlp_only_layers") and f.positive("num_experts") > 0 and (index + 1) % step == 0
 
 
 def qwen3_moe(f: Fields) -> Blueprint:
@@ -51,9 +49,7 @@ def qwen3_moe(f: Fields) -> Blueprint:
 def minimax_m2(f: Fields) -> Blueprint:
     base = attention(f)
     norms = (base.heads + base.kv_heads) * base.head_dim
-    blueprint = decoder(
-        f, mixer=base, feed_forward=moe(f, "num_local_experts", "intermediate_size"), mixer_extra=norms
-    )
+    blueprint = decoder(f, mixer=base, feed_forward=moe(f, "num_local_experts", "intermediate_size"), mixer_extra=norms)
     blueprint.mtp_layers = f.optional("num_mtp_modules") if f.flag("use_mtp", False) else 0
     return blueprint
 
@@ -77,9 +73,7 @@ def llama4_text(f: Fields) -> Blueprint:
     interval = f.positive("no_rope_layer_interval")
     no_rope = f.many("no_rope_layers") or [int((i + 1) % interval != 0) for i in range(layers)]
     chunk = f.optional("attention_chunk_size")
-    kinds = [str(k) for k in f.many("layer_types")] or [
-        "chunked_attention" if n else "full_attention" for n in no_rope
-    ]
+    kinds = [str(k) for k in f.many("layer_types")] or ["chunked_attention" if n else "full_attention" for n in no_rope]
     width = f.positive("intermediate_size")
     sparse = moe(f, "num_local_experts", "intermediate_size", shared_intermediate=width)
     plain = FeedForward("dense", f.positive("intermediate_size_mlp"))

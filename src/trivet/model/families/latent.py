@@ -121,9 +121,7 @@ def glm_moe_dsa(f: Fields) -> Blueprint:
         if pattern is not None:
             kinds = [{"F": "full", "S": "shared"}.get(c, c) for c in pattern]
         else:
-            kinds = [
-                "full" if max(i - offset + 1, 0) % max(frequency, 1) == 0 else "shared" for i in range(layers)
-            ]
+            kinds = ["full" if max(i - offset + 1, 0) % max(frequency, 1) == 0 else "shared" for i in range(layers)]
     for field in (
         "index_topk_pattern",
         "index_topk_freq",

@@ -1,0 +1,237 @@
+"""Decoders that differ from Llama only in biases, norms, gates and position tables: one line of description each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from trivet.model.architecture import Mixer
+from trivet.model.blueprint import Blueprint, attention, decoder, dense, layer_types
+from trivet.model.fields import Fields
+
+Switch = bool | str  # a constant, or the field that decides
+
+
+@dataclass(frozen=True, slots=True)
+class Style:
+    """How a family's block looks.
+
+    ``qk_norm``: "" none, "head" one scale per head channel, "full" one over all heads, "head_layer" layer norm (scale and
+    shift) per head channel, "each" a scale for every head. ``window``: rule for layers without ``layer_types``.
+    """
+
+    qkv_bias: Switch = False
+    out_bias: Switch = False
+    mlp_bias: Switch = False
+    gated: bool = True
+    norm: str = "rms"
+    norms: int = 2
+    qk_norm: str = ""
+    qk_norm_field: str = ""  # the field that switches qk_norm on
+    positions: str = ""  # field with the length of a learned position table
+    position_offset: int = 0
+    head_bias: Switch = False
+    intermediate: str = "intermediate_size"
+    intermediate_times: int = 0  # feed-forward width when its field is absent or null, in hiddens
+    kv_heads: int = 0  # 0 = read it
+    head_dim_from_hidden: bool = False
+    tied: bool | None = None
+    extra: int = 0  # further parameters of a block
+    window: Callable[[Fields, int], str] | None = None
+
+
+def _on(f: Fields, switch: Switch) -> bool:
+    return f.flag(switch) if isinstance(switch, str) else switch
+
+
+def qk_norm_size(kind: str, m: Mixer) -> int:
+    """Parameters of the norms on queries and keys."""
+    both = m.heads + m.kv_heads
+    return {
+        "": 0,
+        "head": 2 * m.head_dim,
+        "head_layer": 4 * m.head_dim,
+        "full": both * m.head_dim,
+        "each": both * m.head_dim,
+    }[kind]
+
+
+def read_style(f: Fields, style: Style) -> Blueprint:
+    """Read a family of the given style."""
+    changes: dict[str, object] = {"qkv_bias": _on(f, style.qkv_bias), "out_bias": _on(f, style.out_bias)}
+    hidden = f.positive("hidden_size")
+    if style.kv_heads < 0:
+        changes["kv_heads"] = f.positive("num_attention_heads")
+    elif style.kv_heads:
+        changes["kv_heads"] = style.kv_heads
+    if style.head_dim_from_hidden:
+        changes["head_dim"] = hidden // f.positive("num_attention_heads")
+    base = attention(f, **changes)
+    kind = style.qk_norm if not style.qk_norm_field or f.flag(style.qk_norm_field) else ""
+    if kind == "head":
+        base = replace(base, qk_norm=True)
+    extra = 0 if kind == "head" else qk_norm_size(kind, base)
+    intermediate = f.optional(style.intermediate) or style.intermediate_times * hidden or f.positive(style.intermediate)
+    layers = f.positive("num_hidden_layers")
+    width = f.optional("sliding_window")
+    rule = style.window
+    kinds = layer_types(f, layers, (lambda i: rule(f, i)) if rule else None)
+    blueprint = decoder(
+        f,
+        mixer=lambda i: replace(base, window=width) if "sliding" in kinds[i] else base,
+        feed_forward=dense(f, intermediate=intermediate, gated=style.gated, bias=_on(f, style.mlp_bias)),
+        norm=style.norm,
+        norms=style.norms,
+        mixer_extra=extra,
+        tied=style.tied,
+        head_bias=_on(f, style.head_bias),
+        other=style.extra,
+    )
+    if style.positions:
+        table = (f.positive(style.positions) + style.position_offset) * hidden
+        blueprint.add("position", table)
+        blueprint.max_context = f.positive(style.positions)
+    return blueprint
+
+
+def _every(field: str, default: int, wide_last: bool = True) -> Callable[[Fields, int], str]:
+    """Every n-th layer sees everything, the others a window."""
+
+    def rule(f: Fields, i: int) -> str:
+        pattern = f.optional(field) or default
+        return "full_attention" if (i + 1) % pattern == 0 else "sliding_attention"
+
+    return rule
+
+
+def _always(f: Fields, i: int) -> str:
+    return "sliding_attention"
+
+
+_LLAMA = Style("attention_bias", "attention_bias", "mlp_bias")
+_GPT = Style(
+    True,
+    True,
+    True,
+    gated=False,
+    norm="layer",
+    positions="max_position_embeddings",
+    intermediate_times=4,
+    kv_heads=-1,
+    head_dim_from_hidden=True,
+)
+STYLES: dict[str, Style] = {
+    "ministral": Style(window=_always),
+    "ministral3": Style(),
+    "gemma": Style("attention_bias", "attention_bias"),
+    "gemma2": Style("attention_bias", "attention_bias", norms=4, window=_every("sliding_window_pattern", 2)),
+    "gemma3_text": Style(
+        "attention_bias", "attention_bias", norms=4, qk_norm="head", window=_every("sliding_window_pattern", 6)
+    ),
+    "vaultgemma": Style("attention_bias", "attention_bias", window=_every("sliding_window_pattern", 2)),
+    "phi": Style(
+        True,
+        True,
+        True,
+        gated=False,
+        norm="layer",
+        norms=1,
+        qk_norm="head_layer",
+        qk_norm_field="qk_layernorm",
+        head_bias=True,
+    ),
+    "phi3": Style(),
+    "gpt2": replace(_GPT, intermediate="n_inner"),
+    "gpt-sw3": replace(_GPT, intermediate="n_inner"),
+    "gpt_neo": replace(_GPT, qkv_bias=False),
+    "gpt_neox": Style(
+        "attention_bias", "attention_bias", True, gated=False, norm="layer", kv_heads=-1, head_dim_from_hidden=True
+    ),
+    "gptj": Style(
+        False,
+        False,
+        True,
+        gated=False,
+        norm="layer",
+        norms=1,
+        head_bias=True,
+        intermediate="n_inner",
+        intermediate_times=4,
+        kv_heads=-1,
+        head_dim_from_hidden=True,
+    ),
+    "codegen": Style(
+        False,
+        False,
+        True,
+        gated=False,
+        norm="layer",
+        norms=1,
+        head_bias=True,
+        intermediate="n_inner",
+        intermediate_times=4,
+        kv_heads=-1,
+        head_dim_from_hidden=True,
+    ),
+    "stablelm": Style("use_qkv_bias", norm="layer"),
+    "starcoder2": Style("use_bias", "use_bias", "use_bias", gated=False, norm="layer"),
+    "cohere": Style("attention_bias", "attention_bias", norms=1, qk_norm="each", qk_norm_field="use_qk_norm"),
+    "cohere2": Style("attention_bias", "attention_bias", norms=1, window=_every("sliding_window_pattern", 4)),
+    "olmo": Style("attention_bias", "attention_bias", norm="none"),
+    "olmo2": Style("attention_bias", "attention_bias", qk_norm="full"),
+    "olmo3": Style("attention_bias", "attention_bias", qk_norm="full", window=_every("sliding_window_pattern", 4)),
+    "exaone4": Style(qk_norm="head", window=_every("sliding_window_pattern", 4)),
+    "glm": Style("attention_bias"),
+    "glm4": Style("attention_bias", norms=4),
+    "smollm3": _LLAMA,
+    "granite": _LLAMA,
+    "nemotron": Style("attention_bias", "attention_bias", "mlp_bias", gated=False, norm="layer"),
+    "persimmon": Style(
+        True,
+        True,
+        True,
+        gated=False,
+        norm="layer",
+        qk_norm="head_layer",
+        qk_norm_field="qk_layernorm",
+        kv_heads=-1,
+        head_dim_from_hidden=True,
+    ),
+    "helium": Style("attention_bias", "attention_bias", "mlp_bias"),
+    "seed_oss": Style("attention_bias", "attention_out_bias", "mlp_bias"),
+    "apertus": Style("attention_bias", "attention_bias", gated=False, qk_norm="head", extra=2),
+    "arcee": Style("attention_bias", "attention_bias", "mlp_bias", gated=False),
+    "hunyuan_v1_dense": Style("attention_bias", "attention_bias", qk_norm="head"),
+    "ernie4_5": Style("use_bias", "use_bias", "use_bias"),
+    "cwm": Style(),
+    "jais2": Style("attention_bias", "attention_bias", "mlp_bias", gated=False, norm="layer"),
+    "hyperclovax": _LLAMA,
+    "xglm": Style(
+        True, True, True, gated=False, norm="layer", intermediate="ffn_dim", kv_heads=-1, head_dim_from_hidden=True
+    ),
+    "biogpt": Style(
+        True,
+        True,
+        True,
+        gated=False,
+        norm="layer",
+        positions="max_position_embeddings",
+        position_offset=2,
+        kv_heads=-1,
+        head_dim_from_hidden=True,
+    ),
+    "internlm3": Style("qkv_bias", "bias", "bias"),
+    "iquestcoder": _LLAMA,
+    "nanochat": Style("attention_bias", "attention_bias", gated=False, norm="none"),
+    "granite_swa": _LLAMA,
+    "bitnet": Style("attention_bias", "attention_bias"),
+    "diffllama": Style("attention_bias", "attention_bias"),
+    "mellum": Style(),
+}
+
+
+def _reader(style: Style) -> Callable[[Fields], Blueprint]:
+    return lambda f: read_style(f, style)
+
+
+FAMILIES = {name: _reader(style) for name, style in STYLES.items()}
