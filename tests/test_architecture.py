@@ -19,13 +19,19 @@ HEAVY = {"numba", "polars", "scipy", "plotly", "lightgbm", "pydantic", "ruamel",
 
 def test_help_imports_nothing_heavy() -> None:
     code = "import sys; import trivet.apps.cli.main; print(' '.join(sys.modules))"
-    loaded = set(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split())
+    loaded = set(
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    )
     assert not HEAVY & {name.split(".")[0] for name in loaded}
 
 
 @pytest.mark.parametrize(
     ("package", "commands"),
-    [("trivet.apps.cli", cli.COMMANDS), ("trivet.apps.cli.predict", predict.COMMANDS), ("trivet.apps.cli.validate", validate.COMMANDS)],
+    [
+        ("trivet.apps.cli", cli.COMMANDS),
+        ("trivet.apps.cli.predict", predict.COMMANDS),
+        ("trivet.apps.cli.validate", validate.COMMANDS),
+    ],
 )
 def test_every_listed_command_exists(package: str, commands: dict[str, str]) -> None:
     missing = [name for name in commands if importlib.util.find_spec(f"{package}.{name}") is None]

@@ -67,8 +67,14 @@ class Fact:
 
     def to_dict(self) -> dict[str, Any]:
         return {
-            "value": self.value, "lo": self.lo, "hi": self.hi, "unit": self.unit, "status": self.status,
-            "source": self.source, "date": self.date, "note": self.note,
+            "value": self.value,
+            "lo": self.lo,
+            "hi": self.hi,
+            "unit": self.unit,
+            "status": self.status,
+            "source": self.source,
+            "date": self.date,
+            "note": self.note,
             "conflicts": [{"value": c.value, "source": c.source, "reason": c.reason} for c in self.conflicts],
         }
 
@@ -76,11 +82,20 @@ class Fact:
     def from_mapping(cls, raw: Mapping[str, Any], *, field: str) -> Fact:
         """Read a fact as the catalogue files write it; raises TrivetError naming ``field``."""
         try:
-            conflicts = tuple(Conflict(float(c["value"]), str(c["source"]), str(c["reason"])) for c in raw.get("conflicts", ()))
+            conflicts = tuple(
+                Conflict(float(c["value"]), str(c["source"]), str(c["reason"])) for c in raw.get("conflicts", ())
+            )
             number = {k: None if raw.get(k) is None else float(raw[k]) for k in ("value", "lo", "hi")}
             return cls(
-                number["value"], str(raw["unit"]), str(raw["status"]), str(raw["source"]), str(raw.get("date", "")),
-                number["lo"], number["hi"], str(raw.get("note", "")), conflicts,
+                number["value"],
+                str(raw["unit"]),
+                str(raw["status"]),
+                str(raw["source"]),
+                str(raw.get("date", "")),
+                number["lo"],
+                number["hi"],
+                str(raw.get("note", "")),
+                conflicts,
             )
         except (KeyError, TypeError, ValueError) as error:
             raise TrivetError(f"bad fact: {error}", field=field) from error

@@ -40,7 +40,13 @@ def test_a_file_is_no_folder(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("a: [1,", "not YAML"), ("- 1", "no mapping"), ("", "no mapping"), ("a: &x [1]\n" + "b: [" + "*x, " * 200 + "]", "aliases"), ("[" * 5000, "not YAML|deep")],
+    [
+        ("a: [1,", "not YAML"),
+        ("- 1", "no mapping"),
+        ("", "no mapping"),
+        ("a: &x [1]\n" + "b: [" + "*x, " * 200 + "]", "aliases"),
+        ("[" * 5000, "not YAML|deep"),
+    ],
 )
 def test_bad_yaml(tmp_path: Path, text: str, message: str) -> None:
     path = tmp_path / "s.yaml"

@@ -27,6 +27,7 @@ class Space:
     token_budgets: tuple[int, ...] = TOKEN_BUDGETS
     sequence_limits: tuple[int, ...] = SEQUENCE_LIMITS
     modes: tuple[str, ...] = ("aggregated", "disaggregated")
+    price_basis: str = "tco_hyperscaler"
 
     def __post_init__(self) -> None:
         for engine in self.engines:
@@ -110,4 +111,6 @@ def check(architecture: Architecture, layout: Layout) -> None:
     """Raise DoesNotFit with the reason when a layout that the user asked for does not divide the model."""
     if not divides(architecture, layout.tp, layout.moe_tp, layout.moe_ep):
         allowed = [str(tp) for tp in range(1, 65) if divides(architecture, tp, 1, 1)]
-        raise DoesNotFit(f"{layout} does not divide {architecture.name}", field="layout", allowed="tp " + ", ".join(allowed))
+        raise DoesNotFit(
+            f"{layout} does not divide {architecture.name}", field="layout", allowed="tp " + ", ".join(allowed)
+        )

@@ -20,18 +20,36 @@ def table(scale: float = 1.0) -> StepTable:
     """About an 8B model on a fast card: 6 ms to read the weights, 40 us a prompt token, 0.2 us a cached thousand."""
     mixed = scale * (6e-3 + 0.5e-6 * TOKENS + 35e-6 * np.maximum(TOKENS - 256, 0))
     return StepTable(
-        TOKENS, mixed, SEQS, scale * (6e-3 + 2e-6 * SEQS), CONTEXT, scale * 2e-10 * np.outer(SEQS, CONTEXT) * 200,
-        np.array([1.0, 1024, 8192]), np.array([0.0, 8192]), scale * np.outer([1e-5, 1e-3, 2e-2], [1.0, 3.0]), 1e-3, 2e-3, 1e-6, True,
-        kv_blocks=30000, block_size=16,
+        TOKENS,
+        mixed,
+        SEQS,
+        scale * (6e-3 + 2e-6 * SEQS),
+        CONTEXT,
+        scale * 2e-10 * np.outer(SEQS, CONTEXT) * 200,
+        np.array([1.0, 1024, 8192]),
+        np.array([0.0, 8192]),
+        scale * np.outer([1e-5, 1e-3, 2e-2], [1.0, 3.0]),
+        1e-3,
+        2e-3,
+        1e-6,
+        True,
+        kv_blocks=30000,
+        block_size=16,
     )
 
 
 def poisson(rate: float, count: int = 4000, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     rng = np.random.default_rng(seed)
-    return np.cumsum(rng.exponential(1 / rate, count)), rng.integers(200, 2000, count).astype(float), rng.integers(20, 300, count).astype(float)
+    return (
+        np.cumsum(rng.exponential(1 / rate, count)),
+        rng.integers(200, 2000, count).astype(float),
+        rng.integers(20, 300, count).astype(float),
+    )
 
 
-def replay(step: StepTable, arrival: np.ndarray, isl: np.ndarray, osl: np.ndarray, budget: int, seqs: int) -> tuple[float, float]:
+def replay(
+    step: StepTable, arrival: np.ndarray, isl: np.ndarray, osl: np.ndarray, budget: int, seqs: int
+) -> tuple[float, float]:
     """Continuous batching with chunked prefill, one step at a time; mean TTFT and TPOT of the middle half."""
     now, nxt, n = 0.0, 0, len(arrival)
     waiting: list[int] = []
@@ -57,10 +75,17 @@ def replay(step: StepTable, arrival: np.ndarray, isl: np.ndarray, osl: np.ndarra
                 running.append(r)
         b = len(decodes)
         context = np.mean([isl[r] + made[r] for r in decodes]) if decodes else 0.0
-        device = bilinear(step.sequences, step.context, step.decode_attention_s, np.array(b), np.array(context)) if b else 0.0
+        device = (
+            bilinear(step.sequences, step.context, step.decode_attention_s, np.array(b), np.array(context))
+            if b
+            else 0.0
+        )
         if chunks:
             device += linear(step.tokens, step.mixed_s, np.array(b + sum(q for _, q in chunks)))
-            device += sum(float(bilinear(step.chunk, step.past, step.prefill_attention_s, np.array(q), np.array(past[r]))) for r, q in chunks)
+            device += sum(
+                float(bilinear(step.chunk, step.past, step.prefill_attention_s, np.array(q), np.array(past[r])))
+                for r, q in chunks
+            )
         else:
             device += linear(step.sequences, step.graph_s, np.array(b))
         host = (step.host_mixed_s if chunks else step.host_decode_s) + step.host_per_sequence_s * (b + len(chunks))
@@ -101,7 +126,8 @@ def test_more_load_is_never_faster(rate: float, budget: int, more: float) -> Non
     assert both.tpot_mean_s[1] >= both.tpot_mean_s[0] * 0.999
     assert both.ttft_mean_s[1] >= both.ttft_mean_s[0] * 0.98
     slow = open_loop(table(1.2), demand, np.array([rate]), np.array(float(budget)), np.array(256.0))
-    assert slow.ttft_mean_s[0] >= both.ttft_mean_s[0] and slow.tpot_mean_s[0] >= both.tpot_mean_s[0]
+    assert slow.ttft_mean_s[0] >= both.ttft_mean_s[0]
+    assert slow.tpot_mean_s[0] >= both.tpot_mean_s[0]
 
 
 def test_overload_is_named() -> None:
@@ -115,9 +141,12 @@ def test_overload_is_named() -> None:
 def test_pools_split_the_work() -> None:
     demand = load(*poisson(1.0, 500))
     mean, high, busy = prefill_pool(table(), demand, np.array([0.1, 5.0]), 8192.0)
-    assert mean[1] > mean[0] > 0 and (high >= mean).all() and 0 < busy[0] < busy[1] < 1
+    assert mean[1] > mean[0] > 0
+    assert (high >= mean).all()
+    assert 0 < busy[0] < busy[1] < 1
     tpot, batch = decode_pool(table(), demand, np.array([0.1, 5.0]))
-    assert 6e-3 < tpot[0] < tpot[1] and batch[0] < batch[1]
+    assert 6e-3 < tpot[0] < tpot[1]
+    assert batch[0] < batch[1]
 
 
 def test_a_trace_needs_a_rate() -> None:

@@ -10,7 +10,7 @@ from numba import njit
 ITERATIONS = 14
 
 
-@njit(cache=True, inline="always")  # type: ignore[untyped-decorator]
+@njit(cache=True, inline="always")
 def _line(knots: Any, values: Any, at: float) -> float:
     """Piecewise linear; constant below the first knot, extrapolated by the last segment."""
     last = len(knots) - 1
@@ -20,7 +20,7 @@ def _line(knots: Any, values: Any, at: float) -> float:
     return values[i] + (values[i + 1] - values[i]) * (at - knots[i]) / (knots[i + 1] - knots[i])
 
 
-@njit(cache=True, inline="always")  # type: ignore[untyped-decorator]
+@njit(cache=True, inline="always")
 def _plane(x: Any, y: Any, table: Any, at_x: float, at_y: float) -> float:
     i, u, j, v = 0, 0.0, 0, 0.0
     if len(x) > 1:
@@ -35,15 +35,29 @@ def _plane(x: Any, y: Any, table: Any, at_x: float, at_y: float) -> float:
     return max(low * (1 - u) + high * u, 0.0)
 
 
-@njit(cache=True, inline="always")  # type: ignore[untyped-decorator]
+@njit(cache=True, inline="always")
 def _step(device: float, host: float, overlap: bool) -> float:
     return max(device, host) if overlap else device + host
 
 
-@njit(cache=True)  # type: ignore[untyped-decorator]
+@njit(cache=True)
 def prompts(
-    tokens: Any, mixed: Any, seqs: Any, graph: Any, decode: Any, chunk_knots: Any, past: Any, prefill: Any, host: Any,
-    overlap: bool, quantiles: Any, budget: float, batch: float, companions: float, whole: Any, extra: Any,
+    tokens: Any,
+    mixed: Any,
+    seqs: Any,
+    graph: Any,
+    decode: Any,
+    chunk_knots: Any,
+    past: Any,
+    prefill: Any,
+    host: Any,
+    overlap: bool,
+    quantiles: Any,
+    budget: float,
+    batch: float,
+    companions: float,
+    whole: Any,
+    extra: Any,
 ) -> float:
     """Fill ``whole`` (seconds of the steps that hold a prompt) and ``extra`` (its part of what they last longer), one entry
     an input quantile; returns the duration of a decode-only step."""
@@ -64,11 +78,28 @@ def prompts(
     return plain
 
 
-@njit(cache=True)  # type: ignore[untyped-decorator]
+@njit(cache=True)
 def solve(
-    tokens: Any, mixed: Any, seqs: Any, graph: Any, decode: Any, chunk_knots: Any, past: Any, prefill: Any, host: Any,
-    overlap: bool, quantiles: Any, output: Any, dispersion: float, first_token_s: float, kv_tokens: float, context_mean: float,
-    rates: Any, budgets: Any, limits: Any, result: Any,
+    tokens: Any,
+    mixed: Any,
+    seqs: Any,
+    graph: Any,
+    decode: Any,
+    chunk_knots: Any,
+    past: Any,
+    prefill: Any,
+    host: Any,
+    overlap: bool,
+    quantiles: Any,
+    output: Any,
+    dispersion: float,
+    first_token_s: float,
+    kv_tokens: float,
+    context_mean: float,
+    rates: Any,
+    budgets: Any,
+    limits: Any,
+    result: Any,
 ) -> None:
     """``result[i] = ttft mean, variance, tpot mean, variance, batch, busy, limit`` for each setting ``i``."""
     n = len(quantiles)
@@ -81,19 +112,70 @@ def solve(
         ceiling = 4.0 * limit + 16.0
         for step in range(ITERATIONS):
             held = min(batch, budget - 1.0)
-            plain = prompts(tokens, mixed, seqs, graph, decode, chunk_knots, past, prefill, host, overlap, quantiles, budget, held, companions, whole, extra)
+            plain = prompts(
+                tokens,
+                mixed,
+                seqs,
+                graph,
+                decode,
+                chunk_knots,
+                past,
+                prefill,
+                host,
+                overlap,
+                quantiles,
+                budget,
+                held,
+                companions,
+                whole,
+                extra,
+            )
             tpot = plain / max(1.0 - rate * extra.mean(), 1e-3)
             target = min(rate * tokens_out * tpot, ceiling)
             batch = 0.5 * (batch + target) if step < ITERATIONS - 2 else target
             companions = min(rate * whole.mean(), 8.0) * input_mean
         held = min(batch, budget - 1.0)
-        plain = prompts(tokens, mixed, seqs, graph, decode, chunk_knots, past, prefill, host, overlap, quantiles, budget, held, companions, whole, extra)
+        plain = prompts(
+            tokens,
+            mixed,
+            seqs,
+            graph,
+            decode,
+            chunk_knots,
+            past,
+            prefill,
+            host,
+            overlap,
+            quantiles,
+            budget,
+            held,
+            companions,
+            whole,
+            extra,
+        )
         extra_mean = extra.mean()
         room = 1.0 - rate * extra_mean
         tpot = plain / max(room, 1e-3)
         tpot_var = rate * tpot * (extra**2).mean() * output[2] * dispersion
         # A prompt first waits for the step in progress to end: one with a prompt in it, or a decode step.
-        prompts(tokens, mixed, seqs, graph, decode, chunk_knots, past, prefill, host, overlap, quantiles, budget, held, 0.0, alone, extra)
+        prompts(
+            tokens,
+            mixed,
+            seqs,
+            graph,
+            decode,
+            chunk_knots,
+            past,
+            prefill,
+            host,
+            overlap,
+            quantiles,
+            budget,
+            held,
+            0.0,
+            alone,
+            extra,
+        )
         pending = 0.0
         for k in range(n):
             pending += alone[k] ** 2 / np.ceil(quantiles[k] / max(budget - batch, 1.0))
@@ -102,7 +184,24 @@ def solve(
         residual = mixed_share * pending + (1.0 - mixed_share) * min(batch * 2.0, 1.0) * plain / 2.0
         # Then the prompts before it share the token budget: at full chunks they are customers of an M/G/1 server.
         full = max(budget - held, 1.0)
-        prompts(tokens, mixed, seqs, graph, decode, chunk_knots, past, prefill, host, overlap, quantiles, budget, held, full, shared, extra)
+        prompts(
+            tokens,
+            mixed,
+            seqs,
+            graph,
+            decode,
+            chunk_knots,
+            past,
+            prefill,
+            host,
+            overlap,
+            quantiles,
+            budget,
+            held,
+            full,
+            shared,
+            extra,
+        )
         for k in range(n):
             shared[k] *= min(1.0, quantiles[k] / max(full, quantiles[k]))
         mean, square = shared.mean(), (shared**2).mean()
@@ -110,7 +209,24 @@ def solve(
         spread = max(square / max(mean, 1e-12) ** 2 - 1.0, 0.0)
         queue = load / max(1.0 - load, 1e-3) * mean * (dispersion + spread) / 2.0
         # Those that came during the wait ride in the same steps.
-        prompts(tokens, mixed, seqs, graph, decode, chunk_knots, past, prefill, host, overlap, quantiles, budget, held, min(rate * residual, 4.0) * input_mean, whole, extra)
+        prompts(
+            tokens,
+            mixed,
+            seqs,
+            graph,
+            decode,
+            chunk_knots,
+            past,
+            prefill,
+            host,
+            overlap,
+            quantiles,
+            budget,
+            held,
+            min(rate * residual, 4.0) * input_mean,
+            whole,
+            extra,
+        )
         ttft = whole.mean() + max(queue, residual) + first_token_s
         limit_hit = 0.0
         if room <= 0.02 or load >= 0.98:

@@ -12,6 +12,7 @@ The search reads this; the request-level simulator judges what it finds.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +21,8 @@ from trivet.cloud.deployment import StepTable
 from trivet.errors import TrivetError
 
 Floats = NDArray[np.float64]
+PEAK_WINDOW_S = 60.0
+PEAK_SHARE = 0.9
 QUANTILES = 9  # nodes of the input-length distribution in the waiting-time integrals
 
 
@@ -27,7 +30,8 @@ QUANTILES = 9  # nodes of the input-length distribution in the waiting-time inte
 class Load:
     """What a traffic does to a replica, as moments. Lengths are tokens; ``input_quantiles`` are equally likely prompts."""
 
-    rate_per_s: float
+    rate_per_s: float  # mean, for cost and energy
+    peak_rate_per_s: float  # what must be carried: nine requests in ten arrive in minutes no busier
     input_quantiles: Floats  # [QUANTILES]
     output_mean: float
     output_square_mean: float
@@ -37,6 +41,11 @@ class Load:
     @property
     def input_mean(self) -> float:
         return float(self.input_quantiles.mean())
+
+    @property
+    def tokens(self) -> float:
+        """Input and output tokens of a mean request."""
+        return self.input_mean + self.output_mean
 
     @property
     def context_mean(self) -> float:
@@ -49,16 +58,53 @@ def load(arrival_s: Floats, input_tokens: Floats, output_tokens: Floats, window_
     if len(arrival_s) < 2 or arrival_s[-1] <= arrival_s[0]:
         raise TrivetError("a rate needs at least two requests at different times", field="traffic")
     span = float(arrival_s[-1] - arrival_s[0])
-    counts = np.bincount(((arrival_s - arrival_s[0]) / window_s).astype(np.int64))
-    dispersion = float(counts.var() / counts.mean()) if len(counts) > 3 else 1.0
+    rate = (len(arrival_s) - 1) / span
+    peak, dispersion = _peak(arrival_s, rate), _dispersion(arrival_s, window_s)
     grid = (np.arange(QUANTILES) + 0.5) / QUANTILES
     quantiles = np.quantile(input_tokens, grid)
     quantiles = quantiles * (float(np.mean(input_tokens)) / quantiles.mean())
     out = np.maximum(np.asarray(output_tokens, float), 1.0)
     return Load(
-        (len(arrival_s) - 1) / span, quantiles, float(out.mean()), float((out**2).mean()), float((1 / np.maximum(out - 1, 1)).mean()),
-        max(dispersion, 1.0),
+        rate,
+        peak,
+        quantiles,
+        float(out.mean()),
+        float((out**2).mean()),
+        float((1 / np.maximum(out - 1, 1)).mean()),
+        dispersion,
     )
+
+
+def _counts(arrival_s: Floats, window_s: float) -> NDArray[np.int64]:
+    """Requests in each whole window."""
+    window = ((arrival_s - arrival_s[0]) / window_s).astype(np.int64)
+    return np.bincount(window)[:-1] if window[-1] > 0 else np.bincount(window)
+
+
+def _peak(arrival_s: Floats, rate: float, window_s: float = PEAK_WINDOW_S) -> float:
+    """Rate in the minute such that nine requests in ten arrive in minutes no busier, beyond what chance makes.
+
+    Windows of Poisson counts scatter too; their scatter is taken off, since the queue's own formula holds it.
+    """
+    counts = _counts(arrival_s, window_s)
+    if len(counts) < 5 or counts.sum() == 0:
+        return rate
+    drift = max(float(counts.var()) - float(counts.mean()), 0.0)
+    shrink = np.sqrt(drift / max(float(counts.var()), 1e-12))
+    ordered = np.sort(counts)
+    busy = ordered[np.searchsorted(np.cumsum(ordered), PEAK_SHARE * ordered.sum())]
+    return max(rate, float(counts.mean() + shrink * (busy - counts.mean())) / window_s)
+
+
+def _dispersion(arrival_s: Floats, window_s: float) -> float:
+    """Variance over mean of the counts, each against the mean of the windows around it, so that slow drift stays out."""
+    counts = _counts(arrival_s, window_s).astype(float)
+    if len(counts) < 20:
+        return 1.0
+    around = max(int(PEAK_WINDOW_S / window_s), 3)
+    local = np.convolve(counts, np.ones(around) / around, mode="valid")
+    middle = counts[around // 2 : around // 2 + len(local)]
+    return max(float(((middle - local) ** 2).mean() / max(local.mean(), 1e-12)) * around / (around - 1), 1.0)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -77,6 +123,7 @@ class RatePoint:
 
 def bilinear(x: Floats, y: Floats, table: Floats, at_x: Floats, at_y: Floats) -> Floats:
     """``table[x, y]`` between its knots, extrapolated by the last segment; a single knot is constant."""
+
     def place(knots: Floats, at: Floats) -> tuple[NDArray[np.int64], Floats]:
         if len(knots) == 1:
             return np.zeros(np.shape(at), np.int64), np.zeros(np.shape(at))
@@ -102,20 +149,38 @@ def linear(knots: Floats, values: Floats, at: Floats) -> Floats:
     return inside + np.maximum(at - knots[-1], 0.0) * max(slope, 0.0)
 
 
-def _arrays(table: StepTable, load: Load) -> tuple[object, ...]:
+def _arrays(table: StepTable, load: Load) -> tuple[Any, ...]:
     """The table as the compiled loop takes it; decode attention at the load's mean context."""
     attention = bilinear(
-        table.sequences, table.context, table.decode_attention_s, table.sequences, np.full(len(table.sequences), load.context_mean)
+        table.sequences,
+        table.context,
+        table.decode_attention_s,
+        table.sequences,
+        np.full(len(table.sequences), load.context_mean),
     )
     host = np.array([table.host_decode_s, table.host_mixed_s, table.host_per_sequence_s])
     return (
-        table.tokens, table.mixed_s, table.sequences, table.graph_s, attention, table.chunk, table.past, table.prefill_attention_s,
-        host, table.overlap, load.input_quantiles,
+        table.tokens,
+        table.mixed_s,
+        table.sequences,
+        table.graph_s,
+        attention,
+        table.chunk,
+        table.past,
+        table.prefill_attention_s,
+        host,
+        table.overlap,
+        load.input_quantiles,
     )
 
 
 def open_loop(
-    table: StepTable, load: Load, rate_per_s: Floats, token_budget: Floats, max_num_seqs: Floats, percentile: float = 0.9
+    table: StepTable,
+    load: Load,
+    rate_per_s: Floats,
+    token_budget: Floats,
+    max_num_seqs: Floats,
+    percentile: float = 0.9,
 ) -> RatePoint:
     """Steady state of one aggregated rank at ``rate_per_s`` requests a second; arrays broadcast.
 
@@ -128,12 +193,26 @@ def open_loop(
     result = np.empty((rate.size, 7))
     output = np.array([load.output_mean, load.output_square_mean, load.output_inverse_mean])
     solve(
-        *_arrays(table, load), output, load.arrival_dispersion, table.first_token_overhead_s, float(table.kv_blocks * table.block_size),
-        load.context_mean, np.ravel(rate), np.ravel(budget), np.ravel(limit), result,
+        *_arrays(table, load),
+        output,
+        load.arrival_dispersion,
+        table.first_token_overhead_s,
+        float(table.kv_blocks * table.block_size),
+        load.context_mean,
+        np.ravel(rate),
+        np.ravel(budget),
+        np.ravel(limit),
+        result,
     )
     ttft, ttft_var, tpot, tpot_var, batch, busy, over = (column.reshape(rate.shape) for column in result.T)
     return RatePoint(
-        ttft, _quantile(ttft, ttft_var, percentile), tpot, _quantile(tpot, tpot_var, percentile), batch, busy, over.astype(np.int8)
+        ttft,
+        _quantile(ttft, ttft_var, percentile),
+        tpot,
+        _quantile(tpot, tpot_var, percentile),
+        batch,
+        busy,
+        over.astype(np.int8),
     )
 
 

@@ -1,0 +1,118 @@
+"""The judge of a plan: its finalists simulated request by request on the traffic they were planned for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trivet.cloud.deployment import Deployment, StepTable
+from trivet.cloud.serving.fleet import Fleet, ReplicaKind, Transfer, simulate
+from trivet.cloud.serving.traffic import Traffic
+from trivet.loop.economics import kv_transfer_s
+from trivet.loop.plan import Candidate, Goal, Slo
+from trivet.loop.plan_result import Plan
+
+MOST_REQUESTS = 200_000  # a longer trace is judged by its busiest stretch of this many requests
+FINALISTS = 10
+
+
+def fleet_of(candidate: Candidate, demand_input_mean: float) -> Fleet:
+    """The fleet that a candidate describes. An attention-DP rank batches on its own, so it counts as a replica."""
+    item, side = candidate.compiled, candidate.decode
+
+    def kind(table: StepTable, deployment: Deployment, count: int, role: str) -> ReplicaKind:
+        ranks = deployment.layout.attention_dp
+        settings = replace(
+            deployment.settings, max_num_batched_tokens=candidate.token_budget, max_num_seqs=candidate.max_num_seqs
+        )
+        return ReplicaKind(
+            table,
+            settings,
+            count * ranks,
+            role,
+            chips=max(deployment.layout.chips // ranks, 1),
+            name=deployment.chip.name,
+        )
+
+    if side is None:
+        return Fleet((kind(item.table, item.deployment, candidate.replicas, "both"),))
+    per_token_s = kv_transfer_s(item.deployment, demand_input_mean) / max(demand_input_mean, 1.0)
+    return Fleet(
+        (
+            kind(item.table, item.deployment, candidate.replicas, "prefill"),
+            kind(side.table, side.deployment, candidate.decode_replicas, "decode"),
+        ),
+        transfer=Transfer(per_token_s=per_token_s),
+    )
+
+
+def busiest(traffic: Traffic, most: int = MOST_REQUESTS) -> Traffic:
+    """The densest stretch of ``most`` consecutive requests, or the whole traffic when it is no longer."""
+    count = len(traffic.arrival_s)
+    if count <= most:
+        return traffic
+    spans = traffic.arrival_s[most - 1 :] - traffic.arrival_s[: count - most + 1]
+    first = int(np.argmin(spans))
+    part = slice(first, first + most)
+    return Traffic(
+        traffic.arrival_s[part] - traffic.arrival_s[first],
+        traffic.input_tokens[part],
+        traffic.output_tokens[part],
+        name=traffic.name,
+    )
+
+
+def statistic(values: NDArray[np.float64], percentile: float) -> float:
+    """The SLO's statistic; infinite when a request never got there."""
+    if np.isnan(values).any():
+        return float("inf")
+    return float(values.mean() if percentile <= 0 else np.quantile(values, percentile))
+
+
+def judge(candidate: Candidate, traffic: Traffic, slo: Slo) -> dict[str, Any]:
+    """Simulate one candidate: ``{"holds", "ttft_s", "tpot_s", "attainment", "requests"}``."""
+    plain = replace(traffic, hash_offsets=None, hash_ids=None, block_tokens=0)
+    result = simulate(plain, fleet_of(candidate, float(traffic.input_tokens.mean())))
+    ttft = result.first_token_s - result.arrival_s
+    many = result.output_tokens > 1
+    tpot = (result.last_token_s - result.first_token_s)[many] / (result.output_tokens[many] - 1)
+    kept = (ttft <= slo.ttft_s).astype(bool)
+    kept[many] &= tpot <= slo.tpot_s
+    ttft_s, tpot_s = statistic(ttft, slo.percentile), statistic(tpot, slo.percentile) if many.any() else 0.0
+    return {
+        "holds": bool(ttft_s <= slo.ttft_s and tpot_s <= slo.tpot_s),
+        "ttft_s": ttft_s if np.isfinite(ttft_s) else None,
+        "tpot_s": tpot_s if np.isfinite(tpot_s) else None,
+        "ttft_mean_s": _mean(ttft),
+        "tpot_mean_s": _mean(tpot),
+        "attainment": float(kept.mean()),
+        "requests": len(ttft),
+    }
+
+
+def _mean(values: NDArray[np.float64]) -> float | None:
+    good = values[np.isfinite(values)]
+    return float(good.mean()) if good.size else None
+
+
+def verify_finalists(
+    ranked: Sequence[Plan], goal: Goal, progress: Callable[[str, int, int], None] = lambda *_: None
+) -> dict[str, dict[str, Any]]:
+    """Judge the cheapest plan of each chip, then the cheapest plans in order, until one holds and ``FINALISTS`` were seen."""
+    traffic = busiest(goal.traffic)
+    first: dict[str, Plan] = {}
+    for plan in ranked:
+        first.setdefault(plan.candidate.compiled.deployment.chip.name, plan)
+    order = list(dict.fromkeys([*(p.id for p in first.values()), *(p.id for p in ranked)]))
+    by_id = {plan.id: plan for plan in ranked}
+    checks: dict[str, dict[str, Any]] = {}
+    for done, name in enumerate(order):
+        if len(checks) >= FINALISTS and any(check["holds"] for check in checks.values()):
+            break
+        progress(f"simulating {name}", done, min(len(order), FINALISTS))
+        checks[name] = judge(by_id[name].candidate, traffic, goal.slo)
+    return checks
