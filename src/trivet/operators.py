@@ -29,6 +29,7 @@ WEIGHT_BYTES = {
     "int4_wo": 0.5 + 2 / 128,
     "nvfp4": 0.5 + 1 / 16,
     "mxfp4": 0.5 + 1 / 32,
+    "w4a8_mxfp4": 0.5 + 1 / 32,
 }
 # Bytes of one activation element as the matrix unit reads it.
 ACTIVATION_BYTES = {
@@ -44,6 +45,7 @@ ACTIVATION_BYTES = {
     "int4_wo": 2.0,
     "nvfp4": 0.5 + 1 / 16,
     "mxfp4": 2.0,
+    "w4a8_mxfp4": 1.0 + 1 / 32,
 }
 
 
