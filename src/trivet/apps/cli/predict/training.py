@@ -1,0 +1,41 @@
+"""``trivet predict training``: tokens per second and chip, with an interval, and memory of a file of jobs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import typer
+
+app = typer.Typer(add_completion=False)
+
+
+@app.command()
+def training(
+    rows: Path = typer.Argument(..., metavar="IN.csv", help="Columns as in training_measured.csv."),
+    out: Path = typer.Option(..., "-o", "--out", metavar="OUT.csv", help="Where the predictions go."),
+    as_json: bool = typer.Option(False, "--json", help="Print a summary for machines."),
+) -> None:
+    """Predict each row's tokens per second and chip (with an 80% interval) and the memory of its fullest chip.
+
+    A row that cannot be predicted has its reason in ``error``; assumptions are noted there too.
+    """
+    from trivet.interop.results import result_file
+    from trivet.loop import predict_training as loop
+
+    read = loop.read_rows(rows)
+    answers = loop.predict(read)
+    with result_file(out) as place:
+        place.write_text(loop.csv_text(answers), encoding="utf-8")
+    good = [a for a in answers if a.result is not None]
+    summary = {
+        "rows": len(answers), "predicted": len(good), "failed": len(answers) - len(good),
+        "with_notes": sum(1 for a in good if a.error), "out": str(out),
+    }
+    if as_json:
+        typer.echo(json.dumps(summary))
+        return
+    typer.echo(f"{summary['predicted']} of {summary['rows']} rows predicted, {summary['with_notes']} with notes: {out}")
+    for a in answers:
+        if a.result is None:
+            typer.echo(f"  {a.id}: {a.error}")
