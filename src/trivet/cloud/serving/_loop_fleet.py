@@ -1,0 +1,441 @@
+# ruff: noqa: F403, F405  (column names are constants of one module)
+"""The clock of the fleet: arrivals, pending events, faults and scaling, and the steps of every replica, in order.
+
+At one instant the order is: faults, scaling, pending events, arrivals, then replicas by number. So a scheduler that
+looks at its queue at time t sees everything that arrived up to and at t.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from trivet.cloud.serving._loop_jit import jit
+
+from trivet.cloud.serving._loop_cache import E_TIER, HBM, cache_clear, find
+from trivet.cloud.serving._loop_queue import (
+    SLOT_MASK, pending_pop, pending_push, run_remove, set_event, tree_update, wait_pop, wait_push,
+)  # fmt: skip
+from trivet.cloud.serving._loop_replica import bucket_of, commit, free_slot, record, release_held, schedule, take_slot
+from trivet.cloud.serving._loop_blocks import release
+from trivet.cloud.serving._loop_state import *
+from trivet.cloud.serving._loop_time import steps_ps, steps_until
+
+
+@jit
+def load_of(state: Any, row: Any) -> int:
+    """What routers compare; it changes only at events that a step-by-step loop has too."""
+    router = state.run[G_ROUTER]
+    if router == KV_LOAD:
+        return row[R_LOAD_TOKENS]
+    if router == PREFIX_AWARE:
+        return row[R_BACKLOG] + row[R_LOAD_TOKENS]
+    if router == SLO_AWARE:
+        return row[R_BACKLOG] * row[R_PREFILL_PS] + row[R_OUTSTANDING]
+    return row[R_OUTSTANDING]
+
+
+@jit
+def update_load(state: Any, row: Any, replica: int) -> None:
+    leaves = state.run[G_LEAVES]
+    if leaves == 1 and state.run[G_POOLS] == 0:
+        state.load_key[0] = 0 if row[R_UP] == ON else INF
+        return
+    key = load_of(state, row) if row[R_UP] == ON else INF
+    if row[R_ROLE] == ROLE_DECODE:
+        if state.load2_key[replica] != key:
+            state.load2_key[replica] = key
+            tree_update(state.load2_tree, state.load2_key, leaves, replica)
+    elif state.load_key[replica] != key:
+        state.load_key[replica] = key
+        tree_update(state.load_tree, state.load_key, leaves, replica)
+
+
+@jit
+def random_below(state: Any, n: int) -> int:
+    """xorshift64: the same draws on every machine."""
+    x = state.run[G_RANDOM]
+    x ^= (x << 13) & 0x7FFFFFFFFFFFFFFF
+    x ^= x >> 7
+    x ^= (x << 17) & 0x7FFFFFFFFFFFFFFF
+    state.run[G_RANDOM] = x
+    return int((x >> 11) % n)
+
+
+@jit
+def cached_blocks(state: Any, cache: Any, replica: int, slot: int) -> int:
+    s = state.slots[slot]
+    count = 0
+    while count < s[S_HASHES] and find(cache, replica, cache.hash_ids[s[S_HASH] + count]) >= 0:
+        count += 1
+    return count
+
+
+@jit
+def choose_by_prefix(state: Any, cache: Any, slot: int, least: int) -> int:
+    """The replica that computed the deepest known block of the prompt, or the least loaded one, whichever has less
+    prompt left to compute and context to hold."""
+    s = state.slots[slot]
+    best = -1
+    for i in range(s[S_HASHES]):
+        owner = cache.owner[cache.hash_ids[s[S_HASH] + i]]
+        if owner < 0:
+            break
+        best = owner
+    if best < 0 or best == least or state.load_key[best] >= INF:
+        return least
+    block = state.run[G_HASH_BLOCK]
+    saved = cached_blocks(state, cache, best, slot) * block
+    saved_least = cached_blocks(state, cache, least, slot) * block
+    return best if state.load_key[best] - saved <= state.load_key[least] - saved_least else least
+
+
+@jit
+def choose(state: Any, cache: Any, slot: int) -> int:
+    """The replica that takes the request; -1 when none is up."""
+    run = state.run
+    second = state.slots[slot, S_FLAG] == PREFILLED and run[G_POOLS] > 0
+    key = state.load2_key if second else state.load_key
+    tree = state.load2_tree if second else state.load_tree
+    least = tree[1] if run[G_LEAVES] > 1 else 0
+    if key[least] >= INF:
+        return -1
+    replicas = state.replicas.shape[0]
+    router = run[G_ROUTER]
+    if replicas == 1:
+        return least
+    if router == ROUND_ROBIN:
+        column = G_TURN2 if second else G_TURN
+        for _ in range(replicas):
+            at = run[column]
+            run[column] = at + 1 if at + 1 < replicas else 0
+            if key[at] < INF:
+                return at
+    elif router == POWER_OF_TWO:
+        picked = -1
+        for _ in range(64):
+            at = random_below(state, replicas)
+            if key[at] >= INF:
+                continue
+            if picked < 0:
+                picked = at
+            else:
+                return at if key[at] < key[picked] else picked
+        return picked if picked >= 0 else least
+    elif router == PREFIX_AWARE and cache is not None and not second:
+        return choose_by_prefix(state, cache, slot, least)
+    return least
+
+
+@jit
+def enqueue(state: Any, row: Any, replica: int, slot: int, time: int, front: bool) -> None:
+    """Put a request in a replica's queue and cut a planned run of decode steps short where it may now be admitted."""
+    was = row[R_WAITING]
+    state.slots[slot, S_READY] = time
+    wait_push(state, row, replica, slot, front)
+    if row[R_STATE] == IDLE:
+        row[R_STATE], row[R_END] = WAKE, time
+        set_event(state, replica, time)
+    elif row[R_STATE] == DECODE and row[R_STEPS] > 1 and not row[R_PAUSE]:
+        may = row[R_RUNNING] < row[R_MAX_SEQS] and row[R_BATCH] * row[R_DECODE_TOKENS] < row[R_BUDGET]
+        if (was == 0 or front or state.run[G_PRIORITIES] > 1) and may:
+            steps = steps_until(row, time, row[R_STEPS]) + row[R_ASYNC]
+            if steps < row[R_STEPS]:
+                row[R_STEPS] = steps
+                row[R_END] = row[R_START] + steps_ps(row, steps)
+                set_event(state, replica, row[R_END])
+
+
+@jit
+def refuse(state: Any, slot: int, time: int, status: int) -> None:
+    record(state, slot, time, status)
+    state.run[G_REJECTED if status == REJECTED else G_FAILED] += 1
+    free_slot(state, slot)
+
+
+@jit
+def hope(state: Any, faults: Any) -> bool:
+    """Whether a replica may still come up."""
+    if state.run[G_FAULT] < faults.shape[0] or state.run[G_SCALE_EVERY] > 0:
+        return True
+    for i in range(state.run[G_PENDING]):
+        if state.pending[i, 1] == P_UP:
+            return True
+    return False
+
+
+@jit
+def route(state: Any, cache: Any, faults: Any, slot: int, time: int, target: int) -> None:
+    """Send a request to a replica, or refuse it, or try again later where none is up."""
+    run, s = state.run, state.slots[slot]
+    replica = target if target >= 0 and state.replicas[target, R_UP] == ON else choose(state, cache, slot)
+    if replica < 0:
+        if hope(state, faults):
+            pending_push(state, time + max(run[G_RETRY_DELAY], 1000000000), P_RETRY, slot)
+        else:
+            refuse(state, slot, time, FAILED)
+        return
+    row = state.replicas[replica]
+    s[S_REP] = replica
+    if s[S_FLAG] == BOUNCED:
+        s[S_FLAG] = FRESH
+    needed = (s[S_IN] + s[S_OUT] + row[R_DECODE_TOKENS] - 1 + row[R_BLOCK] - 1) // row[R_BLOCK]
+    full = run[G_MAX_QUEUE] > 0 and row[R_WAITING] >= run[G_MAX_QUEUE]
+    late = run[G_SLO_TTFT] > 0 and (row[R_BACKLOG] + s[S_IN]) * row[R_PREFILL_PS] > run[G_SLO_TTFT]
+    if needed > row[R_BLOCKS] or ((full or late) and s[S_FLAG] != PREFILLED):
+        refuse(state, slot, time, REJECTED)
+        return
+    row[R_OUTSTANDING] += 1
+    row[R_LOAD_TOKENS] += s[S_IN]
+    row[R_BACKLOG] += s[S_IN] + s[S_GEN]
+    enqueue(state, row, replica, slot, time, False)
+    update_load(state, row, replica)
+
+
+@jit
+def send(state: Any, arrivals: Any, cache: Any, faults: Any, request: int, time: int) -> None:
+    """A request enters the system."""
+    run = state.run
+    slot = take_slot(state)
+    s = state.slots[slot]
+    s[:] = 0
+    s[S_IN], s[S_OUT] = arrivals.inputs[request], arrivals.outputs[request]
+    s[S_ID], s[S_ARR] = arrivals.first_id + request, time
+    s[S_SCHED], s[S_FIRST], s[S_PREFILL_REP], s[S_REP] = -1, -1, -1, -1
+    if arrivals.priority.size > 0:
+        s[S_PRIO] = arrivals.priority[request]
+    if arrivals.hash_offsets.size > 0:
+        s[S_HASH] = arrivals.hash_offsets[request]
+        s[S_HASHES] = arrivals.hash_offsets[request + 1] - s[S_HASH]
+    run[G_IN_FLIGHT] += 1
+    run[G_ARRIVED] += 1
+    state.series[bucket_of(state, time), T_ARRIVED] += 1
+    target = arrivals.target[request] if arrivals.target.size > 0 else -1
+    route(state, cache, faults, slot, time, target)
+
+
+@jit
+def release_follower(state: Any, arrivals: Any, request: int, ended: int, time: int) -> int:
+    """When a request of a session may be sent: after its own time, and its predecessor's end plus thinking."""
+    think = arrivals.think[request] if arrivals.think.size > 0 else 0
+    return max(arrivals.time[request], ended + think, time)
+
+
+@jit
+def arrive(state: Any, arrivals: Any, cache: Any, faults: Any, request: int, time: int) -> None:
+    """The next request of the traffic is due; within a session it may have to wait for its predecessor."""
+    if arrivals.previous.size > 0 and arrivals.previous[request] >= 0:
+        before = arrivals.previous[request]
+        if state.end[before] < 0:
+            state.child[request, 1] = state.child[before, 0]
+            state.child[before, 0] = request
+            return
+        due = release_follower(state, arrivals, request, state.end[before], time)
+        if due > time:
+            pending_push(state, due, P_SEND, request)
+            return
+    send(state, arrivals, cache, faults, request, time)
+
+
+@jit
+def bounce(state: Any, slot: int, time: int) -> None:
+    """A request lost its replica: its client sends it again, at most so many times; it starts from the beginning."""
+    s, run = state.slots[slot], state.run
+    s[S_TRIES] += 1
+    s[S_GEN], s[S_CTX], s[S_CHUNK], s[S_FIRST], s[S_SCHED], s[S_DECODING] = 0, 0, 0, -1, -1, 0
+    s[S_GHOST_BLOCKS], s[S_NREF], s[S_FLAG] = 0, 0, BOUNCED
+    if s[S_TRIES] > run[G_MAX_RETRIES]:
+        refuse(state, slot, time, FAILED)
+    else:
+        run[G_RETRIES] += 1
+        pending_push(state, time + run[G_RETRY_DELAY], P_RETRY, slot)
+
+
+@jit
+def fail(state: Any, replica: int, cache: Any, time: int) -> None:
+    """A replica goes down: what it ran, queued or loaded goes back to the clients; its caches are gone."""
+    row = state.replicas[replica]
+    if row[R_UP] == DOWN:
+        return
+    if row[R_UP] == ON or row[R_UP] == DRAINING or row[R_UP] == STARTING:
+        row[R_UP_TIME] += time - row[R_SINCE]
+        state.run[G_ACTIVE] -= 1 if row[R_UP] == ON else 0
+    row[R_UP] = DOWN
+    if row[R_HELD_RUNS] > 0:
+        release_held(state, row, replica, cache)
+    while row[R_RUN_HEAD] >= 0:
+        slot = row[R_RUN_HEAD]
+        run_remove(state.slots, row, slot)
+        if cache is not None:
+            release(state, row, replica, cache, slot, 0)
+        bounce(state, slot, time)
+    while row[R_WAITING] > 0:
+        slot = wait_pop(state, row, replica)
+        if cache is not None:
+            release(state, row, replica, cache, slot, 0)
+        bounce(state, slot, time)
+    for i in range(state.run[G_PENDING]):
+        if state.pending[i, 1] == P_READY and state.slots[state.pending[i, 2], S_REP] == replica:
+            if cache is not None:
+                release(state, row, replica, cache, state.pending[i, 2], 0)
+            state.slots[state.pending[i, 2], S_FLAG] = BOUNCED
+    if cache is not None:
+        cache_clear(row, replica, cache)
+    for column in (
+        R_BATCH, R_CONTEXT, R_HEAP, R_BACKLOG, R_OUTSTANDING, R_LOAD_TOKENS, R_HOLES, R_TAKEN, R_EVICTABLE,
+        R_STEPS, R_QUEUE_HEAD, R_CHANNEL, R_PREFILL_TOKENS, R_PAUSE,
+    ):  # fmt: skip
+        row[column] = 0
+    row[R_FREE] = row[R_QUEUE_TAIL] = row[R_BLOCKS]
+    row[R_NEW_HEAD] = -1
+    row[R_STATE], row[R_END] = IDLE, INF
+    state.phases[replica] = 0
+    set_event(state, replica, INF)
+    update_load(state, row, replica)
+
+
+@jit
+def turn_on(state: Any, replica: int, time: int, up: int) -> None:
+    row = state.replicas[replica]
+    if row[R_UP] == OFF or row[R_UP] == DOWN:
+        row[R_SINCE] = time
+    if up == ON and row[R_UP] != ON:
+        state.run[G_ACTIVE] += 1
+    row[R_UP] = up
+    update_load(state, row, replica)
+
+
+@jit
+def turn_off_if_drained(state: Any, replica: int, time: int) -> None:
+    row = state.replicas[replica]
+    if row[R_UP] == DRAINING and row[R_OUTSTANDING] == 0:
+        row[R_UP] = OFF
+        row[R_UP_TIME] += time - row[R_SINCE]
+
+
+@jit
+def scale(state: Any, time: int) -> None:
+    """Start or drain replicas so that each would have the target number of requests in flight."""
+    run = state.run
+    run[G_SCALE_NEXT] = time + run[G_SCALE_EVERY]
+    wanted = (run[G_IN_FLIGHT] + run[G_SCALE_TARGET] - 1) // run[G_SCALE_TARGET]
+    wanted = min(max(wanted, run[G_SCALE_MIN]), run[G_SCALE_MAX])
+    have = run[G_ACTIVE] + run[G_STARTING]
+    for replica in range(state.replicas.shape[0]):  # draining ones first: they are warm
+        if have < wanted and state.replicas[replica, R_UP] == DRAINING:
+            turn_on(state, replica, time, ON)
+            have += 1
+    for replica in range(state.replicas.shape[0]):
+        if have < wanted and state.replicas[replica, R_UP] == OFF:
+            turn_on(state, replica, time, STARTING)
+            run[G_STARTING] += 1
+            pending_push(state, time + run[G_COLD_START], P_UP, replica)
+            have += 1
+    for replica in range(state.replicas.shape[0] - 1, -1, -1):
+        if run[G_ACTIVE] > wanted and state.replicas[replica, R_UP] == ON:
+            state.replicas[replica, R_UP] = DRAINING
+            run[G_ACTIVE] -= 1
+            update_load(state, state.replicas[replica], replica)
+            turn_off_if_drained(state, replica, time)
+
+
+@jit
+def handle_pending(state: Any, arrivals: Any, cache: Any, faults: Any) -> None:
+    time, kind, subject = state.pending[0, 0], state.pending[0, 1], state.pending[0, 2]
+    pending_pop(state)
+    if kind == P_RELEASE:
+        due = release_follower(state, arrivals, subject, time, time)
+        if due > time:
+            pending_push(state, due, P_SEND, subject)
+        else:
+            send(state, arrivals, cache, faults, subject, time)
+    elif kind == P_SEND:
+        send(state, arrivals, cache, faults, subject, time)
+    elif kind == P_RETRY:
+        route(state, cache, faults, subject, time, -1)
+    elif kind == P_READY:
+        if state.slots[subject, S_FLAG] == BOUNCED:
+            bounce(state, subject, time)
+        else:
+            state.slots[subject, S_FLAG] = LOADED
+            replica = state.slots[subject, S_REP]
+            enqueue(state, state.replicas[replica], replica, subject, time, True)
+    elif state.replicas[subject, R_UP] == STARTING:
+        state.run[G_STARTING] -= 1
+        turn_on(state, subject, time, ON)
+
+
+@jit
+def step(state: Any, replica: int, tables: Any, cache: Any) -> None:
+    """A replica's planned end has come: apply it and plan the next."""
+    row = state.replicas[replica]
+    time = row[R_END]
+    ended = False
+    paused = row[R_PAUSE]
+    row[R_PAUSE] = 0
+    if row[R_STATE] != WAKE and not paused:
+        ended = commit(state, row, replica, cache)
+        if row[R_UP] == DRAINING:
+            turn_off_if_drained(state, replica, time)
+    if ended and (state.run[G_MAX_CONCURRENCY] > 0 or state.end.size > 0):
+        # Clients answer at once: let their next requests in before the scheduler looks.
+        row[R_PAUSE] = 1
+        set_event(state, replica, time)
+        update_load(state, row, replica)
+        return
+    schedule(state, row, replica, tables, cache, time)
+    set_event(state, replica, row[R_END])
+    update_load(state, row, replica)
+
+
+@jit
+def advance(state: Any, arrivals: Any, tables: Any, cache: Any, faults: Any, final: bool, until: int) -> int:
+    """Run until the block of traffic is consumed (or, if it is the last, until all is done). Returns why it stopped.
+
+    ``until``: no event after this time is handled.
+    """
+    run = state.run
+    count = arrivals.time.size
+    reserve = 2 + state.heap.shape[1] if run[G_POOLS] > 0 else 2
+    room = state.heap.shape[1] + 2
+    while True:
+        if run[G_FREE_SLOTS] < reserve:
+            return NEED_SLOTS
+        if run[G_OUT] + room + (run[G_IN_FLIGHT] if run[G_FAULT] < faults.shape[0] else 0) > state.out.shape[0]:
+            return NEED_OUTPUT
+        replica = state.event_tree[1] if run[G_LEAVES] > 1 else 0
+        time_step = state.event_key[replica]
+        time_pending = state.pending[0, 0] if run[G_PENDING] > 0 else INF
+        time_arrival = INF
+        if run[G_NEXT] < count:
+            if run[G_MAX_CONCURRENCY] == 0:
+                time_arrival = arrivals.time[run[G_NEXT]]
+            elif run[G_IN_FLIGHT] < run[G_MAX_CONCURRENCY]:
+                time_arrival = max(arrivals.time[run[G_NEXT]], run[G_NOW])
+        elif not final:
+            return LOOP_DONE
+        time_fault = faults[run[G_FAULT], 0] if run[G_FAULT] < faults.shape[0] else INF
+        time = min(time_step, time_pending, time_arrival)
+        if time >= INF and run[G_IN_FLIGHT] == 0 and run[G_NEXT] >= count:
+            return LOOP_DONE
+        time_scale = run[G_SCALE_NEXT] if run[G_SCALE_EVERY] > 0 else INF
+        time = min(time, time_fault, time_scale)
+        if time > until or time >= INF:
+            return LOOP_DONE
+        run[G_NOW] = time
+        run[G_EVENTS] += 1
+        if time_fault <= time:
+            fault = faults[run[G_FAULT]]
+            run[G_FAULT] += 1
+            if fault[2] == 0:
+                fail(state, fault[1], cache, time)
+            elif state.replicas[fault[1], R_UP] == DOWN:
+                turn_on(state, fault[1], time, ON)
+        elif time_scale <= time:
+            scale(state, time)
+        elif time_pending <= time:
+            handle_pending(state, arrivals, cache, faults)
+        elif time_arrival <= time:
+            run[G_NEXT] += 1
+            arrive(state, arrivals, cache, faults, run[G_NEXT] - 1, time)
+        else:
+            step(state, replica, tables, cache)

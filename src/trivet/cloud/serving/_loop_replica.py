@@ -1,0 +1,498 @@
+# ruff: noqa: F403, F405  (column names are constants of one module)
+"""One replica in the hot loop: what the scheduler does at a step's end, and what the step then brings.
+
+``schedule`` decides the next step (or the next run of equal decode steps), ``commit`` applies it once its time has
+come. The rules are those of the engines: running sequences first, one token each; then the prompt that is half
+done; then waiting requests in order while tokens, sequences and blocks last.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from trivet.cloud.serving._loop_jit import jit
+
+from trivet.cloud.serving._loop_blocks import (
+    decode_blocks, leave_ghost, reclaim_ghost, release, steps_that_fit, take_blocks,
+)  # fmt: skip
+from trivet.cloud.serving._loop_cache import cache_match, cache_take
+from trivet.cloud.serving._loop_queue import (
+    SLOT_BITS, SLOT_MASK, finish_pop, finish_remove, heap_push, pending_push, run_append, run_remove, wait_pop,
+    wait_push,
+)  # fmt: skip
+from trivet.cloud.serving._loop_state import *
+from trivet.cloud.serving._loop_time import mixed_step_ps, plan_decode_ps, prefill_attention_ps, steps_ps
+
+
+@jit
+def record(state: Any, slot: int, last: int, status: int) -> None:
+    """Write the line of a request that ends; its slot is freed by the caller."""
+    s, run = state.slots[slot], state.run
+    out = state.out[run[G_OUT]]
+    run[G_OUT] += 1
+    out[O_ID], out[O_ARRIVAL], out[O_SCHEDULED] = s[S_ID], s[S_ARR], s[S_SCHED]
+    out[O_FIRST], out[O_LAST], out[O_INPUT], out[O_OUTPUT] = s[S_FIRST], last, s[S_IN], s[S_OUT]
+    out[O_HIT], out[O_PREEMPTIONS], out[O_REPLICA], out[O_STATUS] = s[S_HIT], s[S_PREEMPT], s[S_REP], status
+    out[O_TRIES], out[O_PREFILL_REPLICA] = s[S_TRIES], s[S_PREFILL_REP]
+    run[G_IN_FLIGHT] -= 1
+    if state.end.size > 0:
+        request = s[S_ID]
+        state.end[request] = last
+        child = state.child[request, 0]
+        while child >= 0:
+            pending_push(state, last, P_RELEASE, child)
+            child = state.child[child, 1]
+
+
+@jit
+def free_slot(state: Any, slot: int) -> None:
+    state.slots[slot, S_NEXT] = state.run[G_SLOT_FREE]
+    state.run[G_SLOT_FREE] = slot
+    state.run[G_FREE_SLOTS] += 1
+
+
+@jit
+def take_slot(state: Any) -> int:
+    """A free slot; the caller has made sure that there is one."""
+    slot = state.run[G_SLOT_FREE]
+    state.run[G_SLOT_FREE] = state.slots[slot, S_NEXT]
+    state.run[G_FREE_SLOTS] -= 1
+    return int(slot)
+
+
+@jit
+def bucket_of(state: Any, time: int) -> int:
+    """Index of the time bucket; when time outgrows the table, buckets double and merge in pairs."""
+    width = state.run[G_BUCKET]
+    index = time // width
+    while index >= state.series.shape[0]:
+        half = state.series.shape[0] // 2
+        for i in range(half):
+            for c in range(SERIES_COLUMNS):
+                state.series[i, c] = state.series[2 * i, c] + state.series[2 * i + 1, c]
+        state.series[half:] = 0
+        width *= 2
+        state.run[G_BUCKET] = width
+        index = time // width
+    return index
+
+
+@jit
+def count_gap(state: Any, gap: int, times: int) -> None:
+    """``times`` inter-token gaps of ``gap`` picoseconds into the log-binned histogram."""
+    # The bits of a float64 are its octave and, below it, its place in the octave: a logarithm for free.
+    bits = np.float64(max(gap, 1000000)).view(np.int64)
+    index = (bits >> ITL_SHIFT) - ITL_OFFSET
+    state.itl[min(index, ITL_BINS - 1)] += times
+
+
+@jit
+def start_decoding(state: Any, row: Any, replica: int, slot: int, context: int, remaining: int) -> None:
+    """A sequence whose prompt is done joins the decode batch."""
+    s = state.slots[slot]
+    block = row[R_BLOCK] * row[R_UNIT]
+    units = context * row[R_UNIT]
+    s[S_CTX], s[S_STEP0], s[S_DECODING] = context, row[R_STEP], 1
+    s[S_PHASE] = (units - row[R_ADVANCE]) % block
+    state.phases[replica, s[S_PHASE]] += 1
+    row[R_BATCH] += 1
+    row[R_CONTEXT] += units
+    finish = row[R_STEP] + (remaining * row[R_UNIT] + row[R_GAIN] - 1) // row[R_GAIN]
+    heap_push(state.heap[replica], row[R_HEAP], (finish << SLOT_BITS) | slot)
+    row[R_HEAP] += 1
+
+
+@jit
+def leave_batch(state: Any, row: Any, replica: int, slot: int) -> int:
+    """Take a decoding sequence out of the sums; return the context units that it holds."""
+    s = state.slots[slot]
+    units = s[S_CTX] * row[R_UNIT] + row[R_GAIN] * (row[R_STEP] - s[S_STEP0])
+    s[S_DECODING] = 0
+    state.phases[replica, s[S_PHASE]] -= 1
+    row[R_BATCH] -= 1
+    row[R_CONTEXT] -= units
+    return units
+
+
+@jit
+def let_go(state: Any, row: Any, replica: int, cache: Any, slot: int, blocks: int) -> None:
+    """A request has ended here: with asynchronous scheduling its blocks and seat come free one step later."""
+    run_remove(state.slots, row, slot)
+    row[R_OUTSTANDING] -= 1
+    row[R_LOAD_TOKENS] -= state.slots[slot, S_IN]
+    if row[R_ASYNC]:
+        row[R_RUNNING] += 1
+        state.slots[slot, S_BLOCKS] = blocks
+        state.slots[slot, S_NEXT] = row[R_HELD_RUNS] - 1
+        row[R_HELD_RUNS] = slot + 1
+    else:
+        release(state, row, replica, cache, slot, blocks)
+        free_slot(state, slot)
+
+
+@jit
+def release_held(state: Any, row: Any, replica: int, cache: Any) -> None:
+    slot = row[R_HELD_RUNS] - 1
+    row[R_HELD_RUNS] = 0
+    while slot >= 0:
+        after = state.slots[slot, S_NEXT]
+        release(state, row, replica, cache, slot, state.slots[slot, S_BLOCKS])
+        row[R_RUNNING] -= 1
+        free_slot(state, slot)
+        slot = after
+
+
+@jit
+def finish(state: Any, row: Any, replica: int, cache: Any, slot: int, time: int, blocks: int) -> None:
+    record(state, slot, time, DONE)
+    row[R_FINISHED] += 1
+    let_go(state, row, replica, cache, slot, blocks)
+
+
+@jit
+def hand_over(state: Any, row: Any, replica: int, cache: Any, slot: int, time: int, blocks: int) -> None:
+    """Prefill pool: the prompt is done; its KV travels to the decode pool as a new arrival there.
+
+    The request gets a new slot, so that the old one can be held until its blocks come free.
+    """
+    run = state.run
+    fresh = take_slot(state)
+    for column in range(SLOT_COLUMNS):
+        state.slots[fresh, column] = state.slots[slot, column]
+    f = state.slots[fresh]
+    f[S_FLAG], f[S_GEN], f[S_PREFILL_REP], f[S_GHOST_BLOCKS] = PREFILLED, f[S_GEN] + 1, replica, 0
+    f[S_NREF], f[S_CTX] = 0, f[S_IN] + f[S_GEN] - 1
+    run[G_TRANSFERS] += 1
+    row[R_FINISHED] += 1
+    pending_push(state, time + run[G_TRANSFER_BASE] + run[G_TRANSFER_TOKEN] * f[S_CTX], P_RETRY, fresh)
+    let_go(state, row, replica, cache, slot, blocks)
+
+
+@jit
+def finish_prompts(state: Any, row: Any, replica: int, cache: Any, time: int) -> None:
+    """After a step with prefill: chunks are computed, whole prompts give their first token."""
+    slot = row[R_NEW_HEAD]
+    row[R_NEW_HEAD] = -1
+    while slot >= 0:
+        s = state.slots[slot]
+        after = s[S_NEXT]
+        s[S_CTX] += s[S_CHUNK]
+        row[R_PREFILLED] += s[S_CHUNK]
+        row[R_BACKLOG] -= s[S_CHUNK]
+        s[S_CHUNK] = 0
+        tokens = s[S_IN] + s[S_GEN]
+        if s[S_CTX] < tokens:
+            row[R_NEW_HEAD] = slot
+        else:
+            if s[S_FIRST] < 0:
+                s[S_FIRST] = time
+            remaining = s[S_OUT] - s[S_GEN] - 1
+            blocks = (tokens + row[R_BLOCK] - 1) // row[R_BLOCK]
+            if remaining <= 0:
+                finish(state, row, replica, cache, slot, time, blocks)
+            elif row[R_ROLE] == ROLE_PREFILL:
+                hand_over(state, row, replica, cache, slot, time, blocks)
+            else:
+                start_decoding(state, row, replica, slot, tokens, remaining)
+        slot = after
+
+
+@jit
+def commit(state: Any, row: Any, replica: int, cache: Any) -> bool:
+    """Apply the steps whose time has come; tell whether a request ended."""
+    time = row[R_END]
+    if row[R_HELD_RUNS] > 0:
+        release_held(state, row, replica, cache)
+    took = time - row[R_START]
+    steps, batch = row[R_STEPS], row[R_BATCH]
+    bucket = state.series[bucket_of(state, time)]
+    used = row[R_BLOCKS] - row[R_FREE] - row[R_EVICTABLE]
+    row[R_BUSY] += took
+    row[R_DONE_STEPS] += steps
+    row[R_KV_TIME] += used * (took // 1000000)
+    bucket[T_STEPS] += steps
+    bucket[T_BUSY] += took
+    bucket[T_BATCH_TIME] += row[R_RUNNING] * (took // 1000000)
+    bucket[T_KV_TIME] += used * (took // 1000000)
+    bucket[T_QUEUE_TIME] += row[R_WAITING] * (took // 1000000)
+    if batch > 0 and not row[R_STALL]:
+        new = decode_blocks(row, state.phases[replica], steps) - row[R_TAKEN]
+        row[R_TAKEN] = 0
+        if new > 0:
+            take_blocks(state, row, replica, cache, new)
+        row[R_CONTEXT] += steps * batch * row[R_GAIN]
+        row[R_ADVANCE] = (row[R_ADVANCE] + steps * row[R_GAIN]) % (row[R_BLOCK] * row[R_UNIT])
+        row[R_STEP] += steps
+        row[R_DECODED] += steps * batch
+        bucket[T_DECODED] += steps * batch
+        count_gap(state, took // steps, steps * batch)
+    ended = row[R_FINISHED]
+    if row[R_STATE] == MIXED:
+        row[R_MIXED_BUSY] += took
+        bucket[T_PREFILLED] += row[R_PREFILL_TOKENS]
+        finish_prompts(state, row, replica, cache, time)
+    heap = state.heap[replica]
+    block = row[R_BLOCK] * row[R_UNIT]
+    while row[R_HEAP] > 0 and heap[0] >> SLOT_BITS <= row[R_STEP]:
+        slot = heap[0] & SLOT_MASK
+        finish_pop(heap, row)
+        units = leave_batch(state, row, replica, slot)
+        finish(state, row, replica, cache, slot, time, (units + block - 1) // block)
+    ended = row[R_FINISHED] - ended
+    bucket[T_FINISHED] += ended
+    return ended > 0
+
+
+@jit
+def victim(state: Any, row: Any) -> int:
+    """Whom to preempt: the last admitted; with priorities the last of the least urgent."""
+    slot = row[R_RUN_TAIL]
+    if state.run[G_PRIORITIES] > 1:
+        best = slot
+        while slot >= 0:
+            if state.slots[slot, S_PRIO] > state.slots[best, S_PRIO]:
+                best = slot
+            slot = state.slots[slot, S_PREV]
+        return best
+    return slot
+
+
+@jit
+def preempt(state: Any, row: Any, replica: int, cache: Any, time: int) -> int:
+    """Send a running request back to the front of the queue; return the time that swapping it out costs."""
+    slot = victim(state, row)
+    s = state.slots[slot]
+    state.run[G_PREEMPTIONS] += 1
+    s[S_PREEMPT] += 1
+    swap = 0
+    if slot == row[R_NEW_HEAD]:  # half a prompt: all its blocks were reserved
+        row[R_NEW_HEAD] = -1
+        row[R_BACKLOG] -= s[S_IN] + s[S_GEN] - s[S_CTX]
+        blocks = (s[S_IN] + s[S_GEN] + row[R_BLOCK] - 1) // row[R_BLOCK]
+        full = s[S_CTX] // row[R_BLOCK]
+    else:
+        finish_remove(state.heap[replica], row, slot)
+        units = leave_batch(state, row, replica, slot)
+        block = row[R_BLOCK] * row[R_UNIT]
+        blocks = (units + block - 1) // block
+        full = units // block
+        emitted = (row[R_GAIN] * (row[R_STEP] - s[S_STEP0])) // row[R_UNIT]
+        s[S_GEN] = min(s[S_GEN] + 1 + emitted, s[S_OUT] - 1)
+        if row[R_SWAP] > 0:
+            s[S_FLAG] = PREFILLED
+            s[S_CTX] = s[S_IN] + s[S_GEN] - 1
+            swap = blocks * row[R_SWAP]
+    run_remove(state.slots, row, slot)
+    if cache is not None:
+        release(state, row, replica, cache, slot, blocks)
+    else:
+        leave_ghost(state, row, slot, blocks, full)
+    s[S_READY] = time
+    row[R_BACKLOG] += s[S_IN] + s[S_GEN]
+    wait_push(state, row, replica, slot, True)
+    return swap
+
+
+@jit
+def make_room(state: Any, row: Any, replica: int, cache: Any, time: int) -> int:
+    """Take the blocks that the next decode step needs, preempting until there are enough; return the swap time."""
+    swap = 0
+    while row[R_BATCH] > 0:
+        need = decode_blocks(row, state.phases[replica], 1)
+        if need <= row[R_FREE] + row[R_EVICTABLE]:
+            row[R_TAKEN] = need
+            if need > 0:
+                take_blocks(state, row, replica, cache, need)
+            break
+        swap += preempt(state, row, replica, cache, time)
+    return swap
+
+
+@jit
+def reserve_blocks(state: Any, row: Any, slot: int) -> int:
+    """Blocks kept for what running requests and this one may still generate (0 for engines that preempt)."""
+    if row[R_RESERVE] == 0:
+        return 0
+    s = state.slots[slot]
+    left = s[S_OUT] - s[S_GEN]
+    other = row[R_RUN_HEAD]
+    tokens = left
+    while other >= 0:
+        o = state.slots[other]
+        done = (row[R_GAIN] * (row[R_STEP] - o[S_STEP0])) // row[R_UNIT]
+        tokens += o[S_OUT] - o[S_GEN] - (done if o[S_DECODING] else 0)
+        other = o[S_NEXT]
+    return (row[R_RESERVE] * tokens) // (1024 * row[R_BLOCK]) + row[R_RUNNING] + 1
+
+
+@jit
+def admit_blocks(state: Any, row: Any, replica: int, cache: Any, slot: int, time: int) -> int:
+    """Give the head of the queue its blocks. -1: not enough; 0: admitted; > 0: admitted, loading until that time."""
+    s = state.slots[slot]
+    if s[S_FLAG] == LOADED:
+        return 0
+    tokens = s[S_IN] + s[S_GEN]
+    if s[S_FLAG] == PREFILLED:
+        tokens -= 1
+    total = (tokens + row[R_BLOCK] - 1) // row[R_BLOCK]
+    keep = reserve_blocks(state, row, slot)
+    ready = 0
+    if s[S_FLAG] == PREFILLED:
+        keep += 1 if row[R_MODE] == MODE_MIXED else decode_blocks(row, state.phases[replica], 1) + 1
+    if cache is None:
+        if total + keep > row[R_FREE]:
+            return -1
+        hits = 0
+        if s[S_FLAG] == FRESH:
+            hits = reclaim_ghost(state, row, replica, slot)
+        take_blocks(state, row, replica, cache, total - hits)
+        if s[S_FLAG] == FRESH:
+            s[S_CTX] = hits * row[R_BLOCK]
+            s[S_HIT] += s[S_CTX]
+        return 0
+    hits, hbm, idle, load, front, front_idle = cache_match(state, replica, cache, slot)
+    block = state.run[G_HASH_BLOCK]
+    if s[S_FLAG] == PREFILLED:
+        hits, load = front, 0
+        hbm, idle = front, front_idle
+    elif load > 0 and load + max(0, row[R_CHANNEL] - time) >= row[R_PREFILL_PS] * (hits - front) * block:
+        hits, hbm, idle, load = front, front, front_idle, 0
+    weight = cache.meta[2]
+    if total + keep - hbm * weight > row[R_FREE] + row[R_EVICTABLE] - idle * weight:
+        return -1
+    cost = cache_take(state, row, replica, cache, slot, hits)
+    take_blocks(state, row, replica, cache, cost + total - s[S_NREF] * weight)
+    if s[S_FLAG] == FRESH:
+        s[S_CTX] = hits * block
+        s[S_HIT] += s[S_CTX]
+        state.run[G_HIT_TOKENS] += s[S_CTX]
+        state.run[G_PROMPT_TOKENS] += s[S_IN]
+    if load > 0:
+        row[R_CHANNEL] = max(row[R_CHANNEL], time) + load
+        state.run[G_LOADED_TOKENS] += (hits - hbm) * block
+        ready = row[R_CHANNEL]
+    return ready
+
+
+@jit
+def chunk_of(state: Any, row: Any, tables: Any, slot: int, budget: int) -> Any:
+    """The next chunk of a prompt within ``budget`` tokens: (tokens, picoseconds of its attention)."""
+    s = state.slots[slot]
+    tokens = min(s[S_IN] + s[S_GEN] - s[S_CTX], budget)
+    s[S_CHUNK] = tokens
+    return tokens, prefill_attention_ps(tables, row[R_TABLE], tokens, s[S_CTX])
+
+
+@jit
+def schedule(state: Any, row: Any, replica: int, tables: Any, cache: Any, time: int) -> None:
+    """Decide what runs from ``time`` on. Sets state, start, end; does not touch the event tree."""
+    # With asynchronous scheduling the step that starts now was decided when the last one started.
+    cutoff = time
+    if row[R_ASYNC] and row[R_STATE] != WAKE:
+        last = row[R_STEPS]
+        cutoff = row[R_START] + (steps_ps(row, last - 1) if last > 1 else 0)
+    row[R_STALL] = 0
+    row[R_PREFILL_TOKENS] = 0
+    extra = 0  # swap traffic
+    before = row[R_WAITING]
+    row[R_TAKEN] = 0
+    prefill_first = row[R_MODE] == MODE_PREFILL_FIRST
+    budget = row[R_BUDGET]
+    if not prefill_first:
+        extra += make_room(state, row, replica, cache, time)
+        budget -= row[R_BATCH] * row[R_DECODE_TOKENS]
+    preempted = row[R_WAITING] > before
+    tokens, chunks, attention = 0, 0, 0
+    if row[R_NEW_HEAD] >= 0 and budget > 0:
+        tokens, attention = chunk_of(state, row, tables, row[R_NEW_HEAD], budget)
+        budget -= tokens
+        chunks = 1
+    blocked = preempted
+    if row[R_WAITING] > 0 and not preempted:
+        blocked, tokens, chunks, attention, swap = admit(
+            state, row, replica, tables, cache, time, cutoff, budget, tokens, chunks, attention
+        )
+        extra += swap
+    if prefill_first and tokens == 0:
+        before = row[R_WAITING]
+        extra += make_room(state, row, replica, cache, time)
+        blocked = blocked or row[R_WAITING] > before
+    row[R_START] = time
+    row[R_PREFILL_TOKENS] = tokens
+    batch = row[R_BATCH]
+    if tokens > 0:
+        row[R_STATE], row[R_STEPS] = MIXED, 1
+        if prefill_first:
+            row[R_STALL], batch = 1, 0
+        context = 0 if prefill_first else row[R_CONTEXT]
+        total = tokens + batch * row[R_DECODE_TOKENS]
+        row[R_END] = time + extra + mixed_step_ps(
+            tables, row[R_TABLE], batch, context, total, chunks, attention
+        )
+    elif batch > 0:
+        limit = (state.heap[replica, 0] >> SLOT_BITS) - row[R_STEP]
+        limit = min(limit, plan_decode_ps(tables, row))
+        if extra > 0 or row[R_HELD_RUNS] > 0 or (blocked and row[R_WAITING] > 0):
+            limit = 1
+        steps = steps_that_fit(row, state.phases[replica], limit)
+        row[R_STATE], row[R_STEPS] = (MIXED if extra > 0 else DECODE), steps
+        row[R_END] = time + steps_ps(row, steps) + extra
+    else:
+        row[R_STATE], row[R_STEPS], row[R_END] = IDLE, 0, INF
+        if row[R_HELD_RUNS] > 0:
+            release_held(state, row, replica, cache)
+            if row[R_WAITING] > 0:  # nothing runs, so nothing holds it back
+                row[R_STATE], row[R_END] = WAKE, time
+
+
+@jit
+def admit(
+    state: Any, row: Any, replica: int, tables: Any, cache: Any, time: int, cutoff: int, budget: int, tokens: int,
+    chunks: int, attention: int,
+) -> Any:  # fmt: skip
+    """Take waiting requests while budget, seats and blocks last.
+
+    Returns (head must be looked at again after one step, tokens, chunks, attention time, swap time).
+    """
+    swap = 0
+    while row[R_WAITING] > 0 and budget > 0 and row[R_RUNNING] < row[R_MAX_SEQS]:
+        slot = row[R_WAIT_HEAD]
+        s = state.slots[slot]
+        if s[S_READY] > cutoff:
+            return True, tokens, chunks, attention, swap
+        ready = admit_blocks(state, row, replica, cache, slot, time)
+        if ready < 0:
+            return False, tokens, chunks, attention, swap
+        wait_pop(state, row, replica)
+        if s[S_SCHED] < 0:
+            s[S_SCHED] = time
+        if ready > 0:
+            pending_push(state, ready, P_READY, slot)
+            continue
+        run_append(state.slots, row, slot)
+        if s[S_FLAG] == PREFILLED:
+            s[S_FLAG] = FRESH
+            if row[R_SWAP] > 0 and s[S_PREEMPT] > 0:
+                swap += row[R_SWAP] * ((s[S_CTX] + row[R_BLOCK] - 1) // row[R_BLOCK])
+            row[R_BACKLOG] -= s[S_IN] + s[S_GEN]
+            s[S_GEN] -= 1
+            start_decoding(state, row, replica, slot, s[S_IN] + s[S_GEN], s[S_OUT] - s[S_GEN] - 1)
+            if row[R_MODE] == MODE_MIXED:
+                new = decode_blocks(row, state.phases[replica], 1) - row[R_TAKEN]
+                row[R_TAKEN] += new
+                if new > 0:
+                    take_blocks(state, row, replica, cache, new)
+            budget -= row[R_DECODE_TOKENS] if row[R_MODE] == MODE_MIXED else 0
+            continue
+        s[S_FLAG] = FRESH
+        row[R_BACKLOG] -= s[S_CTX]
+        if row[R_NEW_HEAD] < 0:
+            row[R_NEW_HEAD] = slot
+        taken, more = chunk_of(state, row, tables, slot, budget)
+        tokens += taken
+        attention += more
+        budget -= taken
+        chunks += 1
+    return False, tokens, chunks, attention, swap

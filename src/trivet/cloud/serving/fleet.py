@@ -1,0 +1,384 @@
+"""A fleet of replicas under traffic: build the loop's arrays, run it (whole or block by block), read the result."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trivet.cloud.deployment import EngineSettings, StepTable
+from trivet.cloud.serving import _loop_state as k
+from trivet.cloud.serving._loop_cache import Cache
+from trivet.cloud.serving.autoscale import Autoscale
+from trivet.cloud.serving.batching import Batching, batching
+from trivet.cloud.serving.faults import Outage, Retries, outage_events
+from trivet.cloud.serving.kvcache import Tier, dense_ids, new_cache
+from trivet.cloud.serving.router import PYTHON_ROUTERS, router_code, view
+from trivet.cloud.serving.steptime import compile_tables
+from trivet.cloud.serving.traffic import Traffic
+from trivet.errors import TrivetError
+
+Longs = NDArray[np.int64]
+ROLES = ("both", "prefill", "decode")
+SPECULATIVE_UNITS = 16  # a step's expected tokens are rounded to 1/16 token
+PRIORITY_CLASSES = k.PRIORITIES
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ReplicaKind:
+    """``count`` equal replicas.
+
+    Args:
+        table: step times; its ``kv_blocks`` hold unless ``settings.num_kv_blocks`` is given.
+        settings: the engine's settings.
+        role: "both", or "prefill" / "decode" in a disaggregated fleet.
+        rules: the scheduler; None = the engine's own (``batching``).
+        tiers: KV tiers below HBM.
+        chips: chips of one replica, for rates a chip.
+        name: shown in results.
+    """
+
+    table: StepTable
+    settings: EngineSettings
+    count: int = 1
+    role: str = "both"
+    rules: Batching | None = None
+    tiers: tuple[Tier, ...] = ()
+    chips: int = 1
+    name: str = ""
+
+    @property
+    def kv_blocks(self) -> int:
+        return self.settings.num_kv_blocks or self.table.kv_blocks
+
+
+@dataclass(frozen=True, slots=True)
+class Transfer:
+    """KV from a prefill to a decode replica: fixed time and time a token of context."""
+
+    base_s: float = 0.0
+    per_token_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Admission:
+    """When a request is refused on arrival: queue of its replica too long, or time to first token hopeless. 0 = never."""
+
+    max_queue: int = 0
+    max_wait_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Fleet:
+    """Replicas, and what sends requests to them."""
+
+    kinds: tuple[ReplicaKind, ...]
+    router: str = "least_outstanding"
+    transfer: Transfer = Transfer()
+    admission: Admission = Admission()
+    retries: Retries = Retries()
+    outages: tuple[Outage, ...] = ()
+    autoscale: Autoscale | None = None
+    seed: int = 0
+
+    @property
+    def replicas(self) -> int:
+        return sum(kind.count for kind in self.kinds)
+
+    @property
+    def chips(self) -> int:
+        return sum(kind.count * kind.chips for kind in self.kinds)
+
+
+def tokens_per_step(settings: EngineSettings) -> float:
+    """Expected tokens of a decode step with drafts: ``(1 - a^(n+1)) / (1 - a)`` (Leviathan et al., arXiv 2211.17192)."""
+    n, a = settings.speculative_tokens, settings.acceptance
+    if n == 0 or a == 0:
+        return 1.0
+    if not 0 <= a <= 1:
+        raise TrivetError(f"{a}", field="acceptance", allowed="0 to 1")
+    return float(n + 1) if a == 1 else (1 - a ** (n + 1)) / (1 - a)
+
+
+def _check(fleet: Fleet) -> None:
+    if not fleet.kinds:
+        raise TrivetError("no replicas", field="kinds")
+    roles = {kind.role for kind in fleet.kinds}
+    for kind in fleet.kinds:
+        if kind.role not in ROLES:
+            raise TrivetError(f"unknown role {kind.role!r}", field="role", allowed=ROLES)
+        if kind.count < 1:
+            raise TrivetError(f"{kind.count} replicas", field="count", allowed="1 or more")
+        if kind.kv_blocks < 1:
+            raise TrivetError(f"{kind.kv_blocks} KV blocks: the model leaves no memory", field="num_kv_blocks", allowed="1 or more")
+        if kind.settings.max_num_seqs < 1 or kind.settings.max_num_batched_tokens < 1:
+            raise TrivetError("must be positive", field="max_num_seqs, max_num_batched_tokens")
+    if ("prefill" in roles) != ("decode" in roles) or ("both" in roles and len(roles) > 1):
+        raise TrivetError(f"roles {sorted(roles)}", field="role", allowed="all both, or some prefill and some decode")
+
+
+def _rows(fleet: Fleet, rows: Longs) -> None:
+    """Fill the replicas' constants."""
+    at = 0
+    for number, kind in enumerate(fleet.kinds):
+        settings, rules = kind.settings, kind.rules or batching(kind.settings)
+        gain, unit = tokens_per_step(settings), 1
+        if gain != 1.0:
+            unit = SPECULATIVE_UNITS
+            gain = max(round(gain * unit), unit)
+        mixed = float(np.interp(settings.max_num_batched_tokens, kind.table.tokens, kind.table.mixed_s))
+        part = rows[at : at + kind.count]
+        for column, value in (
+            (k.R_END, k.INF), (k.R_STATE, k.IDLE), (k.R_TABLE, number), (k.R_BLOCKS, kind.kv_blocks),
+            (k.R_FREE, kind.kv_blocks), (k.R_QUEUE_TAIL, kind.kv_blocks), (k.R_MAX_SEQS, settings.max_num_seqs),
+            (k.R_BUDGET, max(settings.max_num_batched_tokens, 1)), (k.R_ROLE, ROLES.index(kind.role)), (k.R_UP, k.ON),
+            (k.R_MODE, int(rules.prefill_first)), (k.R_RESERVE, round(1024 * rules.reserve_output)), (k.R_GAIN, int(gain)),
+            (k.R_UNIT, unit), (k.R_BLOCK, settings.block_size), (k.R_DECODE_TOKENS, 1 + settings.speculative_tokens),
+            (k.R_ASYNC, int(rules.asynchronous)), (k.R_PREFIX, int(settings.prefix_caching)),
+            (k.R_PREFILL_PS, round(mixed / settings.max_num_batched_tokens * k.PS)),
+            (k.R_SWAP, round(rules.swap_block_s * k.PS)),
+        ):  # fmt: skip
+            part[:, column] = value
+        at += kind.count
+
+
+def _picoseconds(seconds: NDArray[np.float64]) -> Longs:
+    return np.rint(np.asarray(seconds) * 1e12).astype(np.int64)
+
+
+def priority_classes(priority: NDArray[np.int32] | None) -> NDArray[np.int32]:
+    """Priorities as classes 0 (first) to 3: the values in order, later ones share the last class."""
+    if priority is None or priority.size == 0 or int(priority.min()) == int(priority.max()):
+        return np.zeros(0, np.int32)
+    return np.minimum(np.unique(priority, return_inverse=True)[1], PRIORITY_CLASSES - 1).astype(np.int32)
+
+
+class FleetRun:
+    """A simulation under way: feed it traffic in blocks, in order; memory grows with what is in flight, not with time."""
+
+    def __init__(self, fleet: Fleet, *, hash_ids: Longs | None = None, hash_block: int = 0, sessions: int = 0) -> None:
+        _check(fleet)
+        self.fleet = fleet
+        settings = [kind.settings for kind in fleet.kinds]
+        max_seqs = [s.max_num_seqs for s in settings]
+        units = [1 if tokens_per_step(s) == 1.0 else SPECULATIVE_UNITS for s in settings]
+        self.tables = compile_tables([kind.table for kind in fleet.kinds], max_seqs, [s.max_num_batched_tokens for s in settings], units)
+        block = max(s.block_size * u for s, u in zip(settings, units, strict=True))
+        self.state = k.new_state(fleet.replicas, max(max_seqs), block, slots=0, out=4096, sessions=sessions)
+        _rows(fleet, self.state.replicas)
+        self._grow_slots(1024)
+        self.cache = self._new_cache(hash_ids, hash_block)
+        self.faults = outage_events(fleet.outages, fleet.replicas)
+        self._set_run()
+        self.sent = 0
+        for replica in range(fleet.replicas):
+            pool = self.state.load2_key if self.state.replicas[replica, k.R_ROLE] == k.ROLE_DECODE else self.state.load_key
+            pool[replica] = 0 if self.state.replicas[replica, k.R_UP] == k.ON else k.INF
+        for key, tree in ((self.state.load_key, self.state.load_tree), (self.state.load2_key, self.state.load2_tree)):
+            _rebuild(tree, key)
+
+    def _new_cache(self, hash_ids: Longs | None, hash_block: int) -> Cache | None:
+        on = all(kind.settings.prefix_caching for kind in self.fleet.kinds)
+        if hash_ids is None or not on or not hash_block:
+            return None
+        sizes = {kind.settings.block_size for kind in self.fleet.kinds}
+        if len(sizes) > 1:
+            raise TrivetError(f"{sorted(sizes)} differ", field="block_size", allowed="one size with a prefix cache")
+        self.state.run[k.G_HASH_BLOCK] = hash_block
+        blocks = [kind.kv_blocks for kind in self.fleet.kinds for _ in range(kind.count)]
+        tiers = [kind.tiers for kind in self.fleet.kinds for _ in range(kind.count)]
+        return new_cache(dense_ids(hash_ids), hash_block, sizes.pop(), blocks, tiers)
+
+    def _set_run(self) -> None:
+        fleet, run, rows = self.fleet, self.state.run, self.state.replicas
+        code = router_code(fleet.router)
+        run[k.G_ROUTER] = code if code >= 0 else k.LEAST_OUTSTANDING
+        run[k.G_BUCKET] = k.PS // 10
+        run[k.G_POOLS] = int(any(kind.role != "both" for kind in fleet.kinds))
+        run[k.G_RANDOM] = (88172645463325252 + 0x9E3779B97F4A7C1 * fleet.seed) & 0x7FFFFFFFFFFFFFFF or 1
+        run[k.G_MAX_RETRIES], run[k.G_RETRY_DELAY] = fleet.retries.limit, round(fleet.retries.delay_s * k.PS)
+        run[k.G_MAX_QUEUE] = fleet.admission.max_queue
+        run[k.G_SLO_TTFT] = round(fleet.admission.max_wait_s * k.PS)
+        run[k.G_TRANSFER_BASE] = round(fleet.transfer.base_s * k.PS)
+        run[k.G_TRANSFER_TOKEN] = round(fleet.transfer.per_token_s * k.PS)
+        run[k.G_PRIORITIES] = 1
+        run[k.G_ACTIVE] = fleet.replicas
+        scale = fleet.autoscale
+        if scale is not None:
+            maximum = min(scale.maximum or fleet.replicas, fleet.replicas)
+            run[k.G_SCALE_EVERY], run[k.G_SCALE_TARGET] = round(scale.interval_s * k.PS), scale.target_in_flight
+            run[k.G_SCALE_MIN], run[k.G_SCALE_MAX] = min(scale.minimum, maximum), maximum
+            run[k.G_COLD_START], run[k.G_SCALE_NEXT] = round(scale.cold_start_s * k.PS), round(scale.interval_s * k.PS)
+            start = max(scale.minimum, 1)
+            rows[start:, k.R_UP] = k.OFF
+            run[k.G_ACTIVE] = min(start, fleet.replicas)
+
+    def _grow_slots(self, capacity: int) -> None:
+        old = self.state.slots.shape[0]
+        slots = np.zeros((capacity, k.SLOT_COLUMNS), np.int64)
+        slots[:old] = self.state.slots
+        free = self.state.run[k.G_SLOT_FREE]
+        slots[old:, k.S_NEXT] = np.arange(old + 1, capacity + 1)
+        slots[-1, k.S_NEXT] = free
+        self.state.run[k.G_SLOT_FREE] = old
+        self.state.run[k.G_FREE_SLOTS] += capacity - old
+        if capacity > 1 << 24:
+            raise TrivetError(f"more than {1 << 24} requests in flight: the fleet cannot keep up with the traffic", field="traffic")
+        room = capacity + self.state.end.size + self.state.replicas.shape[0] + 64
+        pending = np.zeros((room, 3), np.int64)
+        size = self.state.run[k.G_PENDING]
+        pending[:size] = self.state.pending[:size]
+        self.state = self.state._replace(slots=slots, pending=pending)
+
+    def _arrivals(self, traffic: Traffic, target: NDArray[np.int32]) -> k.Arrivals:
+        none32, none64 = np.zeros(0, np.int32), np.zeros(0, np.int64)
+        cached = self.cache is not None and traffic.hash_offsets is not None
+        priority = priority_classes(traffic.priority)
+        self.state.run[k.G_PRIORITIES] = PRIORITY_CLASSES if priority.size else max(int(self.state.run[k.G_PRIORITIES]), 1)
+        self.state.run[k.G_MAX_CONCURRENCY] = traffic.max_concurrency
+        return k.Arrivals(
+            time=_picoseconds(traffic.arrival_s),
+            inputs=traffic.input_tokens,
+            outputs=traffic.output_tokens,
+            priority=priority,
+            previous=traffic.previous if traffic.previous is not None else none64,
+            think=_picoseconds(traffic.think_s) if traffic.think_s is not None else none64,
+            target=target if target.size else none32,
+            hash_offsets=traffic.hash_offsets if cached else none64,  # type: ignore[arg-type]
+            hash_ids=none64,
+            first_id=self.sent,
+        )
+
+    def feed(self, traffic: Traffic, *, final: bool = True, until_s: float = math.inf) -> Finished:
+        """Run through one block of traffic; ``final``: and on until everything has ended.
+
+        Returns the requests that ended, in order of their end. Blocks must follow each other in time; sessions and
+        prefix hashes need all their traffic in one block.
+        """
+        from trivet.cloud.serving._loop_fleet import advance
+
+        if self.sent and (traffic.previous is not None or traffic.hash_offsets is not None):
+            raise TrivetError("sessions and prefix hashes need one block", field="traffic")
+        arrivals = self._arrivals(traffic, np.zeros(0, np.int32))
+        until = k.INF - 1 if not math.isfinite(until_s) else round(until_s * k.PS)
+        run = self.state.run
+        run[k.G_NEXT] = 0
+        parts: list[Longs] = []
+        python = PYTHON_ROUTERS.get(self.fleet.router)
+        if python is not None:
+            self._feed_python(python, arrivals, parts)
+        needed = traffic.arrival_s.size + int(run[k.G_IN_FLIGHT]) + self.state.heap.shape[1] + 64
+        if self.state.out.shape[0] < min(needed, 1 << 20):
+            self.state = self.state._replace(out=np.zeros((min(needed, 1 << 20), k.OUT_COLUMNS), np.int64))
+        while True:
+            why = advance(self.state, arrivals, self.tables, self.cache, self.faults, final, until)
+            if why == k.NEED_SLOTS:
+                self._grow_slots(max(2 * self.state.slots.shape[0], 4 * self.state.heap.shape[1] + 8))
+            elif why == k.NEED_OUTPUT:
+                self._drain(parts)
+                least = int(run[k.G_IN_FLIGHT]) + self.state.heap.shape[1] + 64
+                if self.state.out.shape[0] < least:
+                    self.state = self.state._replace(out=np.zeros((2 * least, k.OUT_COLUMNS), np.int64))
+            else:
+                break
+        self._drain(parts)
+        self.sent += int(traffic.arrival_s.size)
+        return Finished(parts[0] if len(parts) == 1 else np.concatenate(parts))
+
+    def _feed_python(self, python: Any, arrivals: k.Arrivals, parts: list[Longs]) -> None:
+        raise NotImplementedError
+
+    def _drain(self, parts: list[Longs]) -> None:
+        run = self.state.run
+        parts.append(self.state.out[: run[k.G_OUT]].copy())
+        run[k.G_OUT] = 0
+
+
+def _rebuild(tree: NDArray[np.int32], key: Longs) -> None:
+    leaves = key.size
+    for node in range(leaves - 1, 0, -1):
+        a, b = tree[2 * node], tree[2 * node + 1]
+        tree[node] = a if key[a] <= key[b] else b
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Finished:
+    """Requests that have ended: one row each, columns ``O_*`` of the loop, picoseconds."""
+
+    rows: Longs
+    _: Any = field(default=None, repr=False)
+
+    def seconds(self, column: int) -> NDArray[np.float64]:
+        values = self.rows[:, column]
+        return np.where(values < 0, np.nan, values / k.PS)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ServingResult:
+    """A finished simulation. Arrays have one entry a request, in the order of the traffic; times in seconds, NaN where
+    there is none (a refused request has no first token).
+    """
+
+    fleet: Fleet
+    arrival_s: NDArray[np.float64]
+    scheduled_s: NDArray[np.float64]
+    first_token_s: NDArray[np.float64]
+    last_token_s: NDArray[np.float64]
+    input_tokens: Longs
+    output_tokens: Longs
+    cached_tokens: Longs
+    preemptions: Longs
+    replica: Longs
+    prefill_replica: Longs
+    status: Longs  # 0 done, 1 refused, 2 failed
+    tries: Longs
+    series: NDArray[np.float64]
+    bucket_s: float
+    itl_counts: Longs
+    replicas: Longs
+    run: Longs
+
+
+def simulate(traffic: Traffic, fleet: Fleet) -> ServingResult:
+    """Every request of ``traffic`` through ``fleet``."""
+    sessions = traffic.arrival_s.size if traffic.previous is not None else 0
+    hashes = traffic.hash_ids if traffic.hash_offsets is not None else None
+    run = FleetRun(fleet, hash_ids=hashes, hash_block=traffic.block_tokens, sessions=sessions)
+    return result_of(run, run.feed(traffic))
+
+
+def result_of(run: FleetRun, finished: Finished) -> ServingResult:
+    """Sort what ended into the order of the traffic and turn it into seconds."""
+    order = np.empty(finished.rows.shape[0], np.int64)
+    order[finished.rows[:, k.O_ID] - (finished.rows[:, k.O_ID].min() if finished.rows.size else 0)] = np.arange(order.size)
+    rows = Finished(finished.rows[order])
+    ints = rows.rows
+    state = run.state
+    now = int(state.run[k.G_NOW])
+    on = np.isin(state.replicas[:, k.R_UP], (k.ON, k.DRAINING, k.STARTING))
+    state.replicas[on, k.R_UP_TIME] += now - state.replicas[on, k.R_SINCE]
+    state.replicas[on, k.R_SINCE] = now
+    return ServingResult(
+        fleet=run.fleet,
+        arrival_s=rows.seconds(k.O_ARRIVAL),
+        scheduled_s=rows.seconds(k.O_SCHEDULED),
+        first_token_s=rows.seconds(k.O_FIRST),
+        last_token_s=np.where(ints[:, k.O_STATUS] == k.DONE, ints[:, k.O_LAST] / k.PS, np.nan),
+        input_tokens=ints[:, k.O_INPUT],
+        output_tokens=ints[:, k.O_OUTPUT],
+        cached_tokens=ints[:, k.O_HIT],
+        preemptions=ints[:, k.O_PREEMPTIONS],
+        replica=ints[:, k.O_REPLICA],
+        prefill_replica=ints[:, k.O_PREFILL_REPLICA],
+        status=ints[:, k.O_STATUS],
+        tries=ints[:, k.O_TRIES],
+        series=state.series[: now // int(state.run[k.G_BUCKET]) + 1].astype(float),
+        bucket_s=int(state.run[k.G_BUCKET]) / k.PS,
+        itl_counts=state.itl,
+        replicas=state.replicas,
+        run=state.run,
+    )
