@@ -47,8 +47,6 @@ def from_mapping(raw: Mapping[str, Any], name: str = "") -> Architecture:
     reader = families().get(model_type)
     if reader is None:
         raise Unsupported(f"{model_type!r} is a family that is not understood", field="model_type")
-    if raw.get("per_layer_config"):
-        raise Unsupported("overrides by layer are not understood", field="per_layer_config")
     fields = Fields(raw, model_type)
     _refuse_partial(raw, fields)
     blueprint = reader(fields)

@@ -29,7 +29,7 @@ logits_scaling mamba_hidden_act mamba_ssm_cache_dtype mamba_ssm_dtype max_length
 mlp_hidden_act model_type moe_router_dtype moe_router_scaling_factor moe_shared_expert_overlap n_ctx
 n_group no_rope_layers norm_topk_prob num_beam_groups num_beams num_logits_to_keep num_mtp_layers
 num_return_sequences original_max_position_embeddings output_attentions output_hidden_states
-output_router_logits partial_rotary_factor per_layer_config prefix pretraining_tp problem_type
+output_router_logits partial_rotary_factor prefix pretraining_tp problem_type
 qk_norm_type quantization_config query_pre_attn_scalar reorder_and_upcast_attn repetition_penalty
 rescale_prenorm_residual resid_pdrop residual_in_fp32 residual_multiplier return_dict rotary_dim
 rotary_pct rotary_percentage routed_scaling_factor router_aux_loss_coef router_jitter_noise
@@ -192,6 +192,8 @@ class Fields:
 
     def finish(self) -> None:
         """Refuse fields that nobody read and that may matter."""
+        if self.raw.get("per_layer_config") and "per_layer_config" not in self.read:
+            raise Unsupported("overrides by layer are not understood", field=self.name("per_layer_config"))
         for field, value in self.raw.items():
             if field in self.read or harmless(field):
                 continue

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from trivet.model.blueprint import Blueprint
-from trivet.model.families import dense, experts, hybrid, latent, multimodal, plain, special
+from trivet.model.families import dense, experts, hybrid, latent, mixtures, multimodal, plain, special
 from trivet.model.fields import Fields
 
 Reader = Callable[[Fields], Blueprint]
@@ -15,6 +15,7 @@ FAMILIES: dict[str, Reader] = {
     **dense.FAMILIES,
     **experts.FAMILIES,
     **latent.FAMILIES,
+    **mixtures.FAMILIES,
     **hybrid.FAMILIES,
     **special.FAMILIES,
     **multimodal.FAMILIES,

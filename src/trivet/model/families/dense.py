@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from trivet.errors import Unsupported
 from trivet.model.architecture import FeedForward, Mixer
 from trivet.model.blueprint import Block, Blueprint, attention, decoder, dense, windows
 from trivet.model.fields import Fields
@@ -69,8 +70,8 @@ def mpt(f: Fields) -> Blueprint:
         config.expect("qk_ln", False)
         config.read.update(config.raw)
     f.expect("no_bias", True)
-    ratio = f.get("expansion_ratio")
-    intermediate = int(hidden * ratio)
+    f.expect("expansion_ratio", 4)  # the class knows no other
+    intermediate = 4 * hidden
     alibi = bool(config.get("alibi", True)) if config is not None else True
     learned = f.flag("learned_pos_emb", True) and not alibi
     blocks_mixer = Mixer("attention", heads, kv, hidden // heads)
@@ -157,6 +158,59 @@ def falcon(f: Fields) -> Blueprint:
     return decoder(f, mixer=mixer, feed_forward=ff, norm="layer", norms=norms)
 
 
+def helium(f: Fields) -> Blueprint:
+    """Llama with an output product of hidden size and without its bias."""
+    base = attention(f, qkv_bias=f.flag("attention_bias"))
+    if base.heads * base.head_dim != f.positive("hidden_size"):
+        raise Unsupported("heads times head_dim must be hidden_size", field=f.name("head_dim"))
+    return decoder(f, mixer=base, feed_forward=dense(f, bias=f.flag("mlp_bias")))
+
+
+def bitnet(f: Fields) -> Blueprint:
+    """Ternary Llama with a norm inside each half of the block."""
+    bias, hidden = f.flag("attention_bias"), f.positive("hidden_size")
+    ff = dense(f)
+    return decoder(
+        f,
+        mixer=attention(f, qkv_bias=bias, out_bias=bias),
+        feed_forward=ff,
+        mixer_extra=hidden,
+        feed_forward_extra=ff.intermediate,
+    )
+
+
+def diffllama(f: Fields) -> Blueprint:
+    """Differential attention: four learned vectors a layer."""
+    bias = f.flag("attention_bias")
+    base = attention(f, qkv_bias=bias, out_bias=bias)
+    return decoder(f, mixer=base, feed_forward=dense(f), mixer_extra=4 * base.head_dim)
+
+
+def granite_swa(f: Fields) -> Blueprint:
+    bias, layers = f.flag("attention_bias"), f.positive("num_hidden_layers")
+    wide = windows(f, layers, lambda i: "sliding_attention" if i % 4 else "full_attention")
+    base = attention(f, qkv_bias=bias, out_bias=bias, sinks=True)
+    return decoder(f, mixer=lambda i: _windowed(base, wide[i]), feed_forward=dense(f, bias=f.flag("mlp_bias")))
+
+
+def hyperclovax(f: Fields) -> Blueprint:
+    bias = f.flag("attention_bias")
+    return decoder(
+        f,
+        mixer=attention(f, qkv_bias=bias, out_bias=bias),
+        feed_forward=dense(f, bias=f.flag("mlp_bias")),
+        norms=4 if f.flag("use_post_norm") else 2,
+    )
+
+
+def stablelm(f: Fields) -> Blueprint:
+    """StableLM: layer norms; one of them with a parallel residual; optionally one (scale only) for every head."""
+    base = attention(f, qkv_bias=f.flag("use_qkv_bias"))
+    extra = (base.heads + base.kv_heads) * base.head_dim if f.flag("qk_layernorm") else 0
+    norms = 1 if f.flag("use_parallel_residual") else 2
+    return decoder(f, mixer=base, feed_forward=dense(f), norm="layer", norms=norms, mixer_extra=extra)
+
+
 FAMILIES = {
     "llama": llama,
     "mistral": mistral,
@@ -168,4 +222,10 @@ FAMILIES = {
     "opt": opt,
     "bloom": bloom,
     "falcon": falcon,
+    "helium": helium,
+    "bitnet": bitnet,
+    "diffllama": diffllama,
+    "granite_swa": granite_swa,
+    "hyperclovax": hyperclovax,
+    "stablelm": stablelm,
 }

@@ -133,9 +133,8 @@ def nemotron_h(f: Fields) -> Blueprint:
         "num_experts_per_tok",
     ):
         f.get(field, None)
-    blueprint = Blueprint(
-        hidden, vocab, blocks, f.flag("tie_word_embeddings", False), f.optional("max_position_embeddings"), hidden
-    )
+    blueprint = Blueprint(hidden, vocab, blocks, False, f.optional("max_position_embeddings"), hidden)
+    f.get("tie_word_embeddings", None)  # the class never ties them
     blueprint.mtp_layers = f.optional("num_nextn_predict_layers")
     return blueprint
 

@@ -43,11 +43,12 @@ def sparse_indices(f: Fields) -> set[int]:
 
 
 def deepseek_experts(f: Fields) -> FeedForward:
-    width = f.positive("moe_intermediate_size")
+    width, experts = f.positive("moe_intermediate_size"), f.positive("n_routed_experts")
+    top_k = f.optional("num_experts_per_tok") or experts  # a class whose default names none
     return FeedForward(
         "moe",
-        experts=f.positive("n_routed_experts"),
-        top_k=f.positive("num_experts_per_tok"),
+        experts=experts,
+        top_k=top_k,
         expert_intermediate=width,
         shared_intermediate=width * f.optional("n_shared_experts"),
     )

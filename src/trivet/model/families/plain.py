@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from trivet.model.architecture import Mixer
+from trivet.model.architecture import FeedForward, Mixer
 from trivet.model.blueprint import Blueprint, attention, decoder, dense, layer_types
 from trivet.model.fields import Fields
 
@@ -56,8 +56,24 @@ def qk_norm_size(kind: str, m: Mixer) -> int:
     }[kind]
 
 
-def read_style(f: Fields, style: Style) -> Blueprint:
-    """Read a family of the given style."""
+def plain_feed_forward(f: Fields, style: Style) -> FeedForward:
+    """The dense feed-forward of a style."""
+    width = f.optional(style.intermediate) or style.intermediate_times * f.positive("hidden_size")
+    return dense(
+        f, intermediate=width or f.positive(style.intermediate), gated=style.gated, bias=_on(f, style.mlp_bias)
+    )
+
+
+def read_style(
+    f: Fields,
+    style: Style,
+    feed_forward: FeedForward | Callable[[int], FeedForward] | None = None,
+    *,
+    feed_forward_extra: int | Callable[[int], int] = 0,
+    router_extra: int | Callable[[int], int] = 0,
+    mixer_extra: int = 0,
+) -> Blueprint:
+    """Read a family of the given style; ``feed_forward`` replaces the dense one that the style describes."""
     changes: dict[str, object] = {"qkv_bias": _on(f, style.qkv_bias), "out_bias": _on(f, style.out_bias)}
     hidden = f.positive("hidden_size")
     if style.kv_heads < 0:
@@ -71,7 +87,6 @@ def read_style(f: Fields, style: Style) -> Blueprint:
     if kind == "head":
         base = replace(base, qk_norm=True)
     extra = 0 if kind == "head" else qk_norm_size(kind, base)
-    intermediate = f.optional(style.intermediate) or style.intermediate_times * hidden or f.positive(style.intermediate)
     layers = f.positive("num_hidden_layers")
     width = f.optional("sliding_window")
     rule = style.window
@@ -79,10 +94,12 @@ def read_style(f: Fields, style: Style) -> Blueprint:
     blueprint = decoder(
         f,
         mixer=lambda i: replace(base, window=width) if "sliding" in kinds[i] else base,
-        feed_forward=dense(f, intermediate=intermediate, gated=style.gated, bias=_on(f, style.mlp_bias)),
+        feed_forward=plain_feed_forward(f, style) if feed_forward is None else feed_forward,
         norm=style.norm,
         norms=style.norms,
-        mixer_extra=extra,
+        mixer_extra=extra + mixer_extra,
+        feed_forward_extra=feed_forward_extra,
+        router_extra=router_extra,
         tied=style.tied,
         head_bias=_on(f, style.head_bias),
         other=style.extra,
@@ -197,7 +214,6 @@ STYLES: dict[str, Style] = {
         kv_heads=-1,
         head_dim_from_hidden=True,
     ),
-    "helium": Style("attention_bias", "attention_bias", "mlp_bias"),
     "seed_oss": Style("attention_bias", "attention_out_bias", "mlp_bias"),
     "apertus": Style("attention_bias", "attention_bias", gated=False, qk_norm="head", extra=2),
     "arcee": Style("attention_bias", "attention_bias", "mlp_bias", gated=False),
@@ -226,7 +242,6 @@ STYLES: dict[str, Style] = {
     "granite_swa": _LLAMA,
     "bitnet": Style("attention_bias", "attention_bias"),
     "diffllama": Style("attention_bias", "attention_bias"),
-    "mellum": Style(),
 }
 
 

@@ -108,6 +108,13 @@ def gemma4_text(f: Fields) -> Blueprint:
     bias, shared = f.flag("attention_bias", False), f.optional("num_kv_shared_layers")
     local = attention(f, head_dim=dim, qkv_bias=bias, out_bias=bias, qk_norm=True, window=f.optional("sliding_window"))
     whole = replace(local, head_dim=wide_dim, kv_heads=wide_kv if same and wide_kv else local.kv_heads, window=0)
+    overrides = f.get("per_layer_config", None) or {}  # how the class writes the wide layers' sizes out again
+    for index, change in overrides.items():
+        if set(change) - {"head_dim", "num_key_value_heads"} or "sliding" in kinds[int(index)]:
+            raise Unsupported("this override is not understood", field=f.name(f"per_layer_config.{index}"))
+        whole = replace(
+            whole, head_dim=change.get("head_dim", dim), kv_heads=change.get("num_key_value_heads", local.kv_heads)
+        )
     width, per_layer = f.positive("intermediate_size"), f.optional("hidden_size_per_layer_input")
     double, has_experts = f.flag("use_double_wide_mlp", False), f.flag("enable_moe_block", False)
     vocab = f.positive("vocab_size")
@@ -152,7 +159,7 @@ def mimo_v2_flash(f: Fields) -> Blueprint:
     local = replace(
         full,
         heads=f.optional("swa_num_attention_heads") or full.heads,
-        kv_heads=f.optional("swa_num_key_value_heads") or full.kv_heads,
+        kv_heads=f.optional("swa_num_key_value_heads") or 2 * full.kv_heads,
         head_dim=f.optional("swa_head_dim") or full.head_dim,
         v_head_dim=f.optional("swa_v_head_dim") or full.v_head_dim,
         window=f.optional("sliding_window"),
@@ -181,6 +188,9 @@ def step_text(f: Fields) -> Blueprint:
     bias = f.flag("attention_bias", False)
     base = attention(f, qkv_bias=bias, out_bias=bias, qk_norm=True)
     sliding_heads = f.optional("num_sliding_attention_heads") or base.heads
+    f.get("per_layer_config", None)  # repeats num_sliding_attention_heads
+    for field in ("mtp_layer_types", "mtp_mlp_layer_types", "swiglu_limits", "swiglu_limits_shared"):
+        f.get(field, None)
     mlp_bias = f.flag("mlp_bias", False)
     first = f.whole("first_k_dense_replace", 3)
     kinds = f.many("mlp_layer_types")
