@@ -76,8 +76,15 @@ def read_chip(path: Path) -> Chip:
     for field_name, fact in facts.items():
         _check_positive(fact, f"{name}: {field_name}")
     return Chip(
-        name, str(raw["title"]), str(raw["maker"]), str(raw["family"]), str(raw["role"]), facts, dtypes,
-        str(raw.get("server", "")), tuple(normalise(str(a)) for a in raw.get("aliases", ())),
+        name,
+        str(raw["title"]),
+        str(raw["maker"]),
+        str(raw["family"]),
+        str(raw["role"]),
+        facts,
+        dtypes,
+        str(raw.get("server", "")),
+        tuple(normalise(str(a)) for a in raw.get("aliases", ())),
     )
 
 
@@ -104,9 +111,7 @@ def _check_positive(fact: Fact, field: str) -> None:
 def _spellings(key: str) -> tuple[str, ...]:
     """The key, and the key without a maker's prefix or a board's suffix."""
     forms = [key]
-    for prefix in _PREFIXES:
-        if key.startswith(prefix):
-            forms.append(key[len(prefix):])
+    forms.extend(key[len(prefix) :] for prefix in _PREFIXES if key.startswith(prefix))
     for form in tuple(forms):
         forms.extend(form[: -len(suffix)] for suffix in _SUFFIXES if form.endswith(suffix))
     return tuple(dict.fromkeys(forms))

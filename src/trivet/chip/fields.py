@@ -29,7 +29,9 @@ FIELDS: dict[str, Field] = {
     "compute_units": Field("", "SMs, CUs, cores", True),
     "clock_hz": Field("Hz", "clock at which the peak is quoted", True),
     "memory_clock_hz": Field("Hz", "memory clock"),
-    "link_bandwidth_bytes_per_s": Field("B/s", "scale-up links in total, per direction (PCIe where there are none)", True),
+    "link_bandwidth_bytes_per_s": Field(
+        "B/s", "scale-up links in total, per direction (PCIe where there are none)", True
+    ),
     "link_ports": Field("", "scale-up ports"),
     "host_bandwidth_bytes_per_s": Field("B/s", "link to the host, per direction", True),
     "tdp_w": Field("W", "power limit of the module", True),
@@ -50,6 +52,7 @@ FIELDS: dict[str, Field] = {
     "write_bytes_per_s": Field("B/s", "sequential write of one drive"),
     "read_iops": Field("1/s", "random 4 KiB reads of one drive"),
     "read_latency_s": Field("s", "latency of one 4 KiB read"),
+    "controller_latency_s": Field("s", "latency that a drive's controller adds"),
     "claim_over_810e": Field("", "the maker's claim of speed over Zhenwu 810E"),
     "available_year": Field("year", "year of general availability"),
 }

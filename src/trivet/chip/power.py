@@ -2,8 +2,8 @@
 
     P = idle + b * active * limit + e_flop * flops/s + e_byte * bytes/s + e_link * link bytes/s,   P <= limit
 
-``b`` is the share of time that a kernel runs. The energies follow the process and the memory kind; the arithmetic energy
-of a chip whose limit leaves less is what its own limit leaves for a GEMM at peak (B200, MI300X run below their
+``b`` is the share of time that a kernel runs. The energies follow the process and the memory kind; the arithmetic
+energy of a chip whose limit leaves less is what its own limit leaves for a GEMM at peak (B200, MI300X run below their
 node's median). Intervals are wide because makers publish none of these: the one public check is the provisioned power a
 chip (``provisioned_w``) of seven systems, see ``docs/chips.md``.
 """
@@ -28,10 +28,15 @@ _GEMM_MEMORY_SHARE = 0.35  # memory utilisation of a large GEMM at peak rate
 
 
 def power_w(
-    chip: Chip, *, flops_per_s: float = 0.0, bytes_per_s: float = 0.0, link_bytes_per_s: float = 0.0,
-    dtype: str = "bf16", busy: float = 1.0,
+    chip: Chip,
+    *,
+    flops_per_s: float = 0.0,
+    bytes_per_s: float = 0.0,
+    link_bytes_per_s: float = 0.0,
+    dtype: str = "bf16",
+    busy: float = 1.0,
 ) -> Estimate:
-    """Mean watts of one chip. Rates are means over the time asked about; ``busy`` is the share with a kernel running."""
+    """Mean watts of one chip. Rates are means over the time; ``busy`` is the share with a kernel running."""
     idle = estimate.of(chip.facts.get("idle_w"), f"{chip.name} idle_w")
     limit = estimate.of(chip.facts.get("tdp_w"), f"{chip.name} tdp_w")
     arithmetic = flop_j(chip, dtype) * flops_per_s
@@ -46,8 +51,11 @@ def utilised_w(chip: Chip, compute: float, memory: float, link: float = 0.0, dty
     """Mean watts at shares of the peak rates (each between 0 and 1)."""
     peak = chip.get(f"peak_flops_{dtype}") or chip.get("peak_flops_bf16") or chip.get("peak_flops_fp16") or 0.0
     return power_w(
-        chip, flops_per_s=compute * peak, bytes_per_s=memory * (chip.get("memory_bandwidth_bytes_per_s") or 0.0),
-        link_bytes_per_s=link * (chip.get("link_bandwidth_bytes_per_s") or 0.0), dtype=dtype,
+        chip,
+        flops_per_s=compute * peak,
+        bytes_per_s=memory * (chip.get("memory_bandwidth_bytes_per_s") or 0.0),
+        link_bytes_per_s=link * (chip.get("link_bandwidth_bytes_per_s") or 0.0),
+        dtype=dtype,
         busy=1.0 if compute or memory or link else 0.0,
     )
 

@@ -98,10 +98,19 @@ def _sheet(path: Path, stamp: int) -> dict[str, Fact]:
 
 
 _PRICE_UNITS = (
-    ("wafer_usd", "USD"), ("defects_per_cm2", "1/cm2"), ("hbm_usd_per_gb", "USD/GB"), ("gddr_usd_per_gb", "USD/GB"),
-    ("ddr5_usd_per_gb", "USD/GB"), ("substrate_usd_per_cm2", "USD/cm2"), ("electricity", "USD/kWh"),
-    ("facility_usd_per_kw_hour", "USD/kWh"), ("nre_usd", "USD"), ("bom_usd", "USD"), ("cowos_wafer_usd", "USD"),
-    ("test_and_other_usd", "USD"), ("years", "year"),
+    ("wafer_usd", "USD"),
+    ("defects_per_cm2", "1/cm2"),
+    ("hbm_usd_per_gb", "USD/GB"),
+    ("gddr_usd_per_gb", "USD/GB"),
+    ("ddr5_usd_per_gb", "USD/GB"),
+    ("substrate_usd_per_cm2", "USD/cm2"),
+    ("electricity", "USD/kWh"),
+    ("facility_usd_per_kw_hour", "USD/kWh"),
+    ("nre_usd", "USD"),
+    ("bom_usd", "USD"),
+    ("cowos_wafer_usd", "USD"),
+    ("test_and_other_usd", "USD"),
+    ("years", "year"),
 )
 
 

@@ -25,8 +25,20 @@ from trivet.chip.spec import Chip
 from trivet.errors import Unsupported
 
 KNOWN_DIES = (
-    "p100", "v100", "t4", "a10", "a100-80gb", "h100", "l4", "l40s", "rtx-4090", "rtx-pro-6000", "b200", "tpu-v4",
-    "mi300x", "b60",
+    "p100",
+    "v100",
+    "t4",
+    "a10",
+    "a100-80gb",
+    "h100",
+    "l4",
+    "l40s",
+    "rtx-4090",
+    "rtx-pro-6000",
+    "b200",
+    "tpu-v4",
+    "mi300x",
+    "b60",
 )
 # Million transistors a mm2 that large accelerators reach at a node, over the 65 of 7 nm.
 _DENSITY = {16: 0.385, 12: 0.4, 8: 0.69, 7: 1.0, 5: 1.69, 4: 1.69, 3: 2.3}
@@ -36,6 +48,7 @@ _DDR_CHANNEL_MM2 = 8.0
 AREA_SIGMA = 0.14  # log standard deviation of the fit on families left out
 COEFFICIENTS = (108.19, 134.66, 144.85)  # mm2 at 7 nm: 1e5 matrix FLOP a clock, 1e4 vector FLOP a clock, a die's base
 RETICLE_MM2 = 858.0
+_HBM2_BYTES_PER_S, _HBM3_BYTES_PER_S = 0.41e12, 0.67e12  # one stack of HBM2e (A100), of HBM3 (H100)
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,8 +110,9 @@ def fit_area(names: Iterable[str] = KNOWN_DIES) -> tuple[float, float, float]:
         matrix, vector = _per_clock(chip)
         density = _DENSITY[_nearest(chip.get("process_nm") or 7, _DENSITY)]
         fixed = sum(part.value for part in _fixed_parts(chip).values())
-        rows.append([matrix.value / 1e5 / density / published, vector.value / 1e4 / density / published,
-                     dies(chip) / published])
+        rows.append(
+            [matrix.value / 1e5 / density / published, vector.value / 1e4 / density / published, dies(chip) / published]
+        )
         left.append((published - fixed) / published)
     solution, _ = nnls(np.array(rows), np.array(left))
     return float(solution[0]), float(solution[1]), float(solution[2])
@@ -138,10 +152,13 @@ def bill_of_materials(chip: Chip) -> Bill:
     pieces = whole.value / one.value
     clean = die_yield(one, node, chip.name)
     salvage = estimate.of(sheet["salvage"], "share of defective dies that is salvaged")
-    sold = Estimate(clean.value + (1 - clean.value) * salvage.value, {
-        **{name: s * clean.value * (1 - salvage.value) for name, s in clean.spread.items()},
-        **{name: s * (1 - clean.value) * salvage.value for name, s in salvage.spread.items()},
-    })
+    sold = Estimate(
+        clean.value + (1 - clean.value) * salvage.value,
+        {
+            **{name: s * clean.value * (1 - salvage.value) for name, s in clean.spread.items()},
+            **{name: s * (1 - clean.value) * salvage.value for name, s in salvage.spread.items()},
+        },
+    )
     wafer = estimate.of(sheet[f"wafer_usd_{_nearest(node, _wafer_nodes())}"], "wafer price")
     logic = wafer * (pieces / dies_per_wafer(one.value)) / sold
     logic = Estimate(logic.value, {**logic.spread, **{n: logic.spread.get(n, 0.0) + s for n, s in one.spread.items()}})
@@ -160,9 +177,16 @@ def _memory_usd(chip: Chip) -> Estimate:
     stacks, bandwidth = chip.get("memory_stacks"), chip.get("memory_bandwidth_bytes_per_s") or 0.0
     if not stacks and bandwidth < 2e12:
         return gigabytes * estimate.of(sheet["gddr_usd_per_gb"], "GDDR price")
-    # HBM2e runs up to 0.46 TB/s a stack, HBM3 from 0.6; the price follows the generation.
-    newer = bandwidth / (stacks or max(1.0, bandwidth / 0.8e12)) > 0.5e12
-    return gigabytes * estimate.of(sheet["hbm_usd_per_gb_3" if newer else "hbm_usd_per_gb_2"], "HBM price")
+    per_stack = bandwidth / (stacks or max(1.0, bandwidth / 0.8e12))
+    old, new = (estimate.of(sheet[f"hbm_usd_per_gb_{g}"], "HBM price") for g in (2, 3))
+    # HBM2e (0.41 TB/s a stack) and HBM3 (0.67) are the two prices known; between them in proportion of logarithms,
+    # above with the cube root: the price of faster pins within a generation is not published.
+    step = math.log(per_stack / _HBM2_BYTES_PER_S) / math.log(_HBM3_BYTES_PER_S / _HBM2_BYTES_PER_S)
+    share = min(1.0, max(0.0, step))
+    price = Estimate(
+        old.value ** (1 - share) * new.value**share, {"HBM price": (1 - share) * old.log_sigma + share * new.log_sigma}
+    )
+    return gigabytes * price * float(max(1.0, per_stack / _HBM3_BYTES_PER_S) ** (1 / 3))
 
 
 def _packaging_usd(chip: Chip, area: Estimate) -> dict[str, Estimate]:
@@ -218,7 +242,8 @@ def _fixed_parts(chip: Chip) -> dict[str, Estimate]:
     scale_up = link if chip.get("link_ports") or link > 70e9 else 0.0
     lanes = chip.get("pcie_lanes") or 16.0
     return {
-        "cache": sram * cache * (1.0 / 2**20), "memory PHY": phy,
+        "cache": sram * cache * (1.0 / 2**20),
+        "memory PHY": phy,
         "links": Estimate(scale_up / 25e9 * (sheet["nvlink4_mm2"].value or 0.0)),
         "PCIe": Estimate(lanes * (sheet["pcie5_lane_mm2"].value or 0.0)),
     }

@@ -37,7 +37,7 @@ _LINK_W_PER_BYTE_PER_S = 2 * 8 * 5e-12  # both directions at 5 pJ a bit
 def vary(chip: Chip, parameter: str, factor: float) -> Chip:
     """``chip`` with ``parameter`` (a key of PARAMETERS, or one field) times ``factor``.
 
-    Latencies (``launch``, ``host_launch``) scale like any field: 0.9 is a faster launch. Intervals scale with the value.
+    Latencies (``launch``, ``host_launch``) scale like any field: 0.9 is a faster launch. Intervals scale too.
 
     Raises:
         TrivetError: an unknown parameter, a factor that is not positive, or a chip that lacks the fields.
@@ -82,8 +82,10 @@ def full_use_w(chip: Chip, energies_of: Chip) -> float:
 
 def scaled(fact: Fact, factor: float, note: str) -> Fact:
     """The fact times ``factor``, interval and all, marked derived."""
+
     def times(number: float | None) -> float | None:
         return None if number is None else number * factor
 
-    return replace(fact, value=times(fact.value), lo=times(fact.lo), hi=times(fact.hi), status="derived", note=note,
-                   conflicts=())
+    return replace(
+        fact, value=times(fact.value), lo=times(fact.lo), hi=times(fact.hi), status="derived", note=note, conflicts=()
+    )

@@ -11,7 +11,7 @@ import difflib
 import math
 import re
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -24,21 +24,36 @@ from trivet.facts import Fact
 
 TOPOLOGIES = ("switch", "mesh", "ring", "torus", "pcie", "tree")
 _SERVER_UNITS = {
-    "chips": "", "domain_chips": "", "nic_bandwidth_bytes_per_s": "B/s", "host_power_w": "W", "host_memory_bytes": "B",
-    "sockets": "", "ssds": "", "rack_power_w": "W", "rack_chips": "", "link_bandwidth_bytes_per_s": "B/s",
-    "active_ports": "", "server_usd": "USD",
+    "chips": "",
+    "domain_chips": "",
+    "nic_bandwidth_bytes_per_s": "B/s",
+    "host_power_w": "W",
+    "host_memory_bytes": "B",
+    "sockets": "",
+    "ssds": "",
+    "rack_power_w": "W",
+    "rack_chips": "",
+    "link_bandwidth_bytes_per_s": "B/s",
+    "active_ports": "",
+    "server_usd": "USD",
 }
 _FABRIC_UNITS = {
-    "latency_s": "s", "switch_latency_s": "s", "switch_bandwidth_bytes_per_s": "B/s", "switch_ports": "", "degree": "",
-    "dimensions": "", "usd_per_chip": "USD", "power_per_chip_w": "W",
+    "latency_s": "s",
+    "switch_latency_s": "s",
+    "switch_bandwidth_bytes_per_s": "B/s",
+    "switch_ports": "",
+    "degree": "",
+    "dimensions": "",
+    "usd_per_chip": "USD",
+    "power_per_chip_w": "W",
 }
 _TIER = re.compile(r"tier([1-9])_(chips|latency_s|oversubscription)")
 
 
 @dataclass(frozen=True, slots=True)
 class Fabric:
-    """One kind of network. ``topology``: one of TOPOLOGIES; ``facts``: ``latency_s`` of one crossing and, for a network
-    of several tiers, ``tierN_chips`` (chips below one unit of the tier), ``tierN_latency_s``, ``tierN_oversubscription``.
+    """One kind of network. ``topology``: one of TOPOLOGIES; ``facts``: ``latency_s`` of one crossing and, for several
+    tiers, ``tierN_chips`` (chips below one unit of the tier), ``tierN_latency_s``, ``tierN_oversubscription``.
     """
 
     name: str
@@ -82,9 +97,9 @@ class Server:
 class Level:
     """One level that a group of chips crosses.
 
-    ``members`` units of the level below meet here (chips, at the innermost); ``size`` chips of the group are joined when
-    this level has been crossed. ``bandwidth_bytes_per_s`` is what one chip can send (and, at once, receive) through this
-    level; ``pair_bandwidth_bytes_per_s`` what it can send to one other chip. ``latency_s`` is one small message.
+    ``members`` units of the level below meet here (chips, at the innermost); ``size`` chips of the group are joined
+    when this level has been crossed. ``bandwidth_bytes_per_s`` is what one chip can send (and, at once, receive)
+    through this level; ``pair_bandwidth_bytes_per_s`` what it can send to one other chip. ``latency_s`` is one small message.
     ``oversubscription`` >= 1 divides the bandwidth when all chips send at once. ``log_sigma`` is the spread of the
     bandwidth that unpublished fields imply.
     """
@@ -213,8 +228,16 @@ def _scale_out(place: Server, part: Chip, tier: int, below: int, size: int) -> L
     latency = net.get(f"tier{names[-1]}_latency_s") if names else net.get("latency_s")
     over = net.get(f"tier{tier}_oversubscription") or 1.0
     return Level(
-        f"scale-out {net.name}/{tier}", net.topology, math.ceil(size / below), size, nic.value, nic.value,
-        latency or 5e-6, max(1.0, over), 0, nic.log_sigma,
+        f"scale-out {net.name}/{tier}",
+        net.topology,
+        math.ceil(size / below),
+        size,
+        nic.value,
+        nic.value,
+        latency or 5e-6,
+        max(1.0, over),
+        0,
+        nic.log_sigma,
     )
 
 
@@ -240,7 +263,7 @@ def _fabric_unit(name: str) -> str | None:
     return _FABRIC_UNITS.get(name)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _read_fabric(path: Path, stamp: int) -> Fabric:
     raw = _checked(path, {"title", "topology", "facts"})
     if raw["topology"] not in TOPOLOGIES:
@@ -248,15 +271,20 @@ def _read_fabric(path: Path, stamp: int) -> Fabric:
     return Fabric(path.stem, str(raw["title"]), str(raw["topology"]), facts_of(raw["facts"], _fabric_unit, path.stem))
 
 
-@lru_cache(maxsize=None)
+@cache
 def _read_server(path: Path, stamp: int) -> Server:
     raw = _checked(path, {"title", "scale_up", "scale_out", "host", "ssd", "facts"})
     facts = facts_of(raw["facts"], _SERVER_UNITS.get, path.stem)
     if facts.get("chips") is None:
         raise TrivetError("missing", field=f"{path.stem}: chips")
     return Server(
-        path.stem, str(raw["title"]), fabric(str(raw["scale_up"])), fabric(str(raw["scale_out"])),
-        str(raw["host"]), str(raw["ssd"]), facts,
+        path.stem,
+        str(raw["title"]),
+        fabric(str(raw["scale_up"])),
+        fabric(str(raw["scale_out"])),
+        str(raw["host"]),
+        str(raw["ssd"]),
+        facts,
     )
 
 

@@ -99,8 +99,9 @@ def write_checkpoint_s(checkpoint_bytes: float, chips: int, host: Host, chip: Ch
     return tier(host, chip, target).write_s(checkpoint_bytes / chips)
 
 
-def kv_reload_gain(kv_bytes_per_token: float, prefill_tokens_per_s: float, host: Host, chip: Chip,
-                   source: str = "host_memory") -> Estimate:
+def kv_reload_gain(
+    kv_bytes_per_token: float, prefill_tokens_per_s: float, host: Host, chip: Chip, source: str = "host_memory"
+) -> Estimate:
     """How many times faster cached KV comes from ``source`` than prefill makes it anew (below 1: do not bother)."""
     rate = tier(host, chip, source).read_bytes_per_s / kv_bytes_per_token
     return rate / prefill_tokens_per_s
