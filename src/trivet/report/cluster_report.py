@@ -136,16 +136,16 @@ def html(summaries: Sequence[dict[str, Any]]) -> str:
 def table_rows(summaries: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
     """One row a policy. The published columns stand only where the run is the published one (openb at 130%)."""
     openb = all(s["gpus"] == 6212 and s["nodes"] == 1213 and s["tune"] == 1.3 for s in summaries)
-    header = ["policy", "seeds", "tasks", "dropped", "GPU %", "sd", "at 100 %", "CPU %"]
+    header = ["policy", "tasks", "dropped", "GPU %", "sd", "@100", "CPU %"]
     if openb:
-        header += ["publ.", "sd", "at 100 %"]
+        header += ["publ.", "sd", "@100"]
     rows = []
     for policy in dict.fromkeys(s["policy"] for s in summaries):
         mine = [s for s in summaries if s["policy"] == policy]
         ends = [s["gpu_allocation_percent"] for s in mine]
         at100 = [s["gpu_allocation_percent_at"]["100"] for s in mine if "100" in s["gpu_allocation_percent_at"]]
         row = [
-            policy, str(len(mine)), f"{statistics.fmean(s['tasks'] for s in mine):,.0f}",
+            policy, f"{statistics.fmean(s['tasks'] for s in mine):,.0f}",
             f"{statistics.fmean(s['dropped'] for s in mine):,.0f}", f"{statistics.fmean(ends):.2f}",
             f"{statistics.stdev(ends):.2f}" if len(ends) > 1 else "", f"{statistics.fmean(at100):.2f}" if at100 else "",
             f"{statistics.fmean(s['cpu_allocation_percent'] for s in mine):.1f}",

@@ -1,3 +1,4 @@
+# mypy: disable-error-code="no-untyped-def,no-untyped-call,misc"
 """The hot loop of one-shot placement: the numbers of ``policies.py``, compiled.
 
 Nodes in the same state (CPU left, devices left in any order, what the typical demand may use) share a score, so a score
@@ -7,6 +8,7 @@ is computed once per state and task shape and kept; a placement changes one node
 from __future__ import annotations
 
 import math
+from typing import Any, NamedTuple
 
 import numpy as np
 from numba import njit
@@ -17,6 +19,60 @@ CODES = {
     "random": RANDOM, "firstfit": FIRSTFIT, "fgdcpu": FGDCPU,
 }  # fmt: skip
 WHOLE = 1000
+
+
+class Nodes(NamedTuple):
+    """Free resources of the nodes, changed in place. Arrays [N] but where told."""
+
+    cpu: Any
+    mem: Any
+    left: Any  # [N, devices] thousandths
+    chips: Any
+    model: Any
+    kind: Any  # models that the typical demand cannot tell apart share a kind
+    total: Any  # sum of left
+    whole: Any  # devices with 1000 left
+    top: Any  # the most that one device has left
+    affinity: Any  # [N, kinds of task] placed tasks
+    state: Any
+
+
+class Classes(NamedTuple):
+    """What tasks ask, by class [C]."""
+
+    cpu: Any
+    mem: Any
+    milli: Any
+    num: Any
+    allowed: Any  # [C, models]
+    shape: Any
+    affinity: Any  # kind of task, -1 without chips
+
+
+class Typical(NamedTuple):
+    """The expected demand [K]."""
+
+    cpu: Any
+    level: Any  # index into levels
+    num: Any
+    share: Any
+    access: Any  # [K, kinds of model]
+    levels: Any  # distinct thousandths
+
+
+class Store(NamedTuple):
+    """Node states met so far and the scores known of them."""
+
+    table: Any  # open-addressing hash table of state numbers
+    cpu: Any
+    kind: Any
+    n: Any
+    left: Any  # [states, devices] sorted
+    used: Any  # states numbered, states whose fragmentation is known
+    frag: Any
+    scores: Any  # [shapes, states]
+
+
 MAX_CPU, MAX_CHIP = 128_000, 8_000
 STEP, PRICE = 80.0, 100.0
 UNKNOWN = np.float32(-np.inf)
@@ -43,8 +99,10 @@ def _intn(rng, n):
 
 
 @njit(cache=True)
-def fragmentation(cpu, left, n, kind, t_cpu, t_level, t_num, t_share, t_access, levels, count, lost):
-    """``policies.fragmentation`` of ``left[:n]``; ``count`` and ``lost`` are scratch of the length of ``levels``."""
+def fragmentation(cpu, left, n, kind, typ, scratch):
+    """``policies.fragmentation`` of ``left[:n]``."""
+    count, lost, _ = scratch
+    t_cpu, t_level, t_num, t_share, t_access, levels = typ
     total = 0
     for d in range(n):
         total += left[d]
@@ -89,8 +147,7 @@ def fgd_whole(drop):
 @njit(cache=True)
 def fgd_score(rounded, before, cpu, left, n, kind, cpu_ask, milli, num, typ, scratch):
     """Score and device (position in ``left``; -1 for whole chips) of one task on one node."""
-    t_cpu, t_level, t_num, t_share, t_access, levels = typ
-    count, lost, rest = scratch
+    rest = scratch[2]
     for d in range(n):
         rest[d] = left[d]
     if num == 1 and milli < WHOLE:
@@ -106,7 +163,7 @@ def fgd_score(rounded, before, cpu, left, n, kind, cpu_ask, milli, num, typ, scr
             if seen:
                 continue
             rest[d] = left[d] - milli
-            after = fragmentation(cpu - cpu_ask, rest, n, kind, t_cpu, t_level, t_num, t_share, t_access, levels, count, lost)
+            after = fragmentation(cpu - cpu_ask, rest, n, kind, typ, scratch)
             rest[d] = left[d]
             score = fgd_whole(before - after) if rounded else before - after
             if device < 0 or score > best:
@@ -117,7 +174,7 @@ def fgd_score(rounded, before, cpu, left, n, kind, cpu_ask, milli, num, typ, scr
         if need > 0 and left[d] == WHOLE:
             rest[d] = 0
             need -= 1
-    after = fragmentation(cpu - cpu_ask, rest, n, kind, t_cpu, t_level, t_num, t_share, t_access, levels, count, lost)
+    after = fragmentation(cpu - cpu_ask, rest, n, kind, typ, scratch)
     return fgd_whole(before - after) if rounded else before - after, -1
 
 
@@ -125,16 +182,16 @@ def fgd_score(rounded, before, cpu, left, n, kind, cpu_ask, milli, num, typ, scr
 def priced(drop, cpu_rest, chip_rest, cpu_price):
     """``policies.fgd_cpu`` from the raw drop."""
     rest = cpu_rest / MAX_CPU + chip_rest / MAX_CHIP
-    step = STEP * (1.0 - cpu_price)
-    if step > 0.0:
-        drop = math.floor(drop / step + 1e-9) * step
+    if cpu_price < 0.5:
+        drop = math.floor(drop / STEP + 1e-9) * STEP
     return drop - PRICE * cpu_price * rest
 
 
 @njit(cache=True)
-def find_state(cpu, left, n, kind, table, s_cpu, s_kind, s_n, s_left, s_used):
+def find_state(cpu, left, n, kind, store):
     """The number of the state, new or known; -1 when the store is full. ``left`` is copied sorted."""
-    row = s_used[0]
+    table, s_cpu, s_kind, s_n, s_left = store.table, store.cpu, store.kind, store.n, store.left
+    row = store.used[0]
     if row >= len(s_cpu):
         return -1
     for d in range(n):  # insertion sort into the next free row
@@ -155,7 +212,7 @@ def find_state(cpu, left, n, kind, table, s_cpu, s_kind, s_n, s_left, s_used):
         if known < 0:
             table[slot] = row
             s_cpu[row], s_kind[row], s_n[row] = cpu, kind, n
-            s_used[0] = row + 1
+            store.used[0] = row + 1
             return row
         if s_cpu[known] == cpu and s_kind[known] == kind and s_n[known] == n:
             same = True
@@ -183,7 +240,7 @@ def dot_product_score(cpu, total, cpu_ask, ask):
 
 
 @njit(cache=True)
-def gpu_packing_score(left, n, whole, milli, num):
+def gpu_packing_score(left, i, n, whole, milli, num):
     if num == 0:
         return 0
     if whole == n:
@@ -192,22 +249,22 @@ def gpu_packing_score(left, n, whole, milli, num):
         return max(50 - num, 33)
     tight = WHOLE
     for d in range(n):
-        if milli <= left[d] < tight:
-            tight = left[d]
+        if milli <= left[i, d] < tight:
+            tight = left[i, d]
     if tight == WHOLE:
         return 49
     return max(100 - tight * 100 // WHOLE // 10, 50)
 
 
 @njit(cache=True)
-def gpu_clustering_score(affinity, total, kind):
+def gpu_clustering_score(affinity, i, total, kind):
     if kind < 0:
         return 0
     kinds = 0
-    for k in range(len(affinity)):
-        if affinity[k] > 0:
+    for k in range(affinity.shape[1]):
+        if affinity[i, k] > 0:
             kinds += 1
-    if affinity[kind] > 0:
+    if affinity[i, kind] > 0:
         base = 75 if kinds == 1 else 50
     else:
         base = 25 if kinds == 0 else 0
@@ -244,113 +301,136 @@ def choose(code, left, n, milli, num, fgd_device_value, rng):
 
 
 @njit(cache=True)
-def place_range(start, stop, code, cpu_price, nodes, classes, typ, rng, store, out_where, out_mask):
+def scan(code, c, members, member_count, cpu_price, nodes, classes, typ, store, scratch, feasible):
+    """The best of the first ``member_count`` nodes of ``members`` for a task of class ``c``, and how many fit.
+
+    ``feasible`` receives the nodes that fit where the policy draws. One call a task: passing the arrays costs more than
+    looking at a node, so they are unpacked here, once.
+    """
+    cpu, mem, top, whole, model, total = nodes.cpu, nodes.mem, nodes.top, nodes.whole, nodes.model, nodes.total
+    cpu_ask, mem_ask, milli, num = classes.cpu[c], classes.mem[c], classes.milli[c], classes.num[c]
+    allowed, row, state = classes.allowed[c], store.scores[classes.shape[c]], nodes.state
+    left, chips, affinity, kind_of_task = nodes.left, nodes.chips, nodes.affinity, classes.affinity[c]
+    ask = milli * num
+    best, best_score, found, score = -1, -np.inf, 0, 0.0
+    for m in range(member_count):
+        i = members[m]
+        if cpu[i] < cpu_ask or mem[i] < mem_ask:
+            continue
+        if num > 0:
+            if num == 1:
+                if top[i] < milli:
+                    continue
+            elif whole[i] < num:
+                continue
+            if not allowed[model[i]]:
+                continue
+        if code == FGD or code == FGDCPU:
+            s = state[i]
+            known = row[s]
+            if known == UNKNOWN:
+                value, _ = fgd_score(code == FGD, store.frag[s], store.cpu[s], store.left[s], store.n[s], store.kind[s],
+                                     cpu_ask, milli, num, typ, scratch)  # fmt: skip
+                if code == FGDCPU:
+                    value = priced(value, store.cpu[s] - cpu_ask, total[i] - ask, cpu_price)
+                known = np.float32(value)
+                row[s] = known
+            score = float(known)
+        elif code == BESTFIT:
+            score = 1.0 * best_fit_score(cpu[i], total[i], cpu_ask, ask)
+        elif code == DOTPROD:
+            score = 1.0 * dot_product_score(cpu[i], total[i], cpu_ask, ask)
+        elif code == GPUPACKING:
+            score = 1.0 * gpu_packing_score(left, i, chips[i], whole[i], milli, num)
+        elif code == GPUCLUSTERING:
+            score = 1.0 * gpu_clustering_score(affinity, i, total[i], kind_of_task)
+        elif code == RANDOM:
+            feasible[found] = i
+        else:
+            return i, 1
+        found += 1
+        if best < 0 or score > best_score:
+            best, best_score = i, score
+    return best, found
+
+
+@njit(cache=True)
+def pick_devices(code, i, c, nodes, classes, typ, store, scratch, rng):
+    """Bit mask of the devices of node ``i`` that a task of class ``c`` gets."""
+    milli, num, n, value = classes.milli[c], classes.num[c], nodes.chips[i], 0
+    if (code == FGD or code == FGDCPU) and num == 1 and milli < WHOLE:
+        _, device = fgd_score(code == FGD, store.frag[nodes.state[i]], nodes.cpu[i], nodes.left[i], n, nodes.kind[i],
+                              classes.cpu[c], milli, num, typ, scratch)  # fmt: skip
+        value = nodes.left[i, device]
+    return choose(code, nodes.left[i], n, milli, num, value, rng)
+
+
+@njit(cache=True)
+def change(i, c, mask, sign, nodes, classes):
+    """Take (``sign`` -1) or give back (+1) what a task of class ``c`` holds on node ``i``."""
+    milli, num = classes.milli[c], classes.num[c]
+    nodes.cpu[i] += sign * classes.cpu[c]
+    nodes.mem[i] += sign * classes.mem[c]
+    if num > 0:
+        nodes.total[i] += sign * milli * num
+        nodes.affinity[i, classes.affinity[c]] -= sign
+        highest, full = 0, 0
+        for d in range(nodes.chips[i]):
+            if (mask >> np.uint64(d)) & np.uint64(1):
+                nodes.left[i, d] += sign * milli
+            highest = max(highest, nodes.left[i, d])
+            if nodes.left[i, d] == WHOLE:
+                full += 1
+        nodes.top[i], nodes.whole[i] = highest, full
+
+
+@njit(cache=True)
+def restate(i, nodes, typ, store, scratch):
+    """Number the state that node ``i`` is in now, and know its fragmentation."""
+    s = find_state(nodes.cpu[i], nodes.left[i], nodes.chips[i], nodes.kind[i], store)
+    if s < 0:  # full: forget all states and number the present ones anew
+        store.table[:] = -1
+        store.used[:] = 0
+        store.scores[:, :] = UNKNOWN
+        for j in range(len(nodes.cpu)):
+            nodes.state[j] = find_state(nodes.cpu[j], nodes.left[j], nodes.chips[j], nodes.kind[j], store)
+        s = nodes.state[i]
+    nodes.state[i] = s
+    while store.used[1] < store.used[0]:
+        r = store.used[1]
+        store.frag[r] = fragmentation(store.cpu[r], store.left[r], store.n[r], store.kind[r], typ, scratch)
+        store.used[1] = r + 1
+
+
+@njit(cache=True)
+def place_range(start, stop, code, cpu_price, nodes, classes, task_class, typ, rng, store, out_where, out_mask):
     """Place tasks ``start`` to ``stop``; all state lives in the arrays, so that a caller may stop and go on."""
-    cpu, mem, left, n_chips, model, kind, total, whole, top, affinity, state, frag_known = nodes
-    c_cpu, c_mem, c_milli, c_num, c_allowed, c_shape, c_affinity, task_class = classes
-    t_cpu, t_level, t_num, t_share, t_access, levels = typ
-    table, s_cpu, s_kind, s_n, s_left, s_used, s_frag, scores = store
-    count_n = len(cpu)
-    scratch = (np.empty(len(levels), np.int64), np.empty(len(levels), np.int64), np.empty(left.shape[1], np.int64))
-    feasible = np.empty(count_n, np.int64)
+    count_n = len(nodes.cpu)
+    scratch = new_scratch(nodes, typ)
+    feasible, members = np.empty(count_n, np.int64), np.arange(count_n)
     for k in range(start, stop):
         c = task_class[k]
-        cpu_ask, mem_ask, milli, num, shape = c_cpu[c], c_mem[c], c_milli[c], c_num[c], c_shape[c]
-        ask = milli * num
-        best, best_score, found = -1, -np.inf, 0
-        row = scores[shape]
-        for i in range(count_n):
-            if cpu[i] < cpu_ask or mem[i] < mem_ask:
-                continue
-            if num > 0:
-                if num == 1:
-                    if top[i] < milli:
-                        continue
-                elif whole[i] < num:
-                    continue
-                if not c_allowed[c, model[i]]:
-                    continue
-            if code == FGD or code == FGDCPU:
-                s = state[i]
-                known = row[s]
-                if known == UNKNOWN:
-                    value, _ = fgd_score(code == FGD, s_frag[s], s_cpu[s], s_left[s], s_n[s], s_kind[s], cpu_ask, milli,
-                                         num, typ, scratch)  # fmt: skip
-                    if code == FGDCPU:
-                        value = priced(value, s_cpu[s] - cpu_ask, total[i] - ask, cpu_price)
-                    known = np.float32(value)
-                    row[s] = known
-                score = float(known)
-            elif code == BESTFIT:
-                score = 1.0 * best_fit_score(cpu[i], total[i], cpu_ask, ask)
-            elif code == DOTPROD:
-                score = 1.0 * dot_product_score(cpu[i], total[i], cpu_ask, ask)
-            elif code == GPUPACKING:
-                score = 1.0 * gpu_packing_score(left[i], n_chips[i], whole[i], milli, num)
-            elif code == GPUCLUSTERING:
-                score = 1.0 * gpu_clustering_score(affinity[i], total[i], c_affinity[c])
-            elif code == RANDOM:
-                feasible[found] = i
-                score = 0.0
-            else:
-                best, found = i, 1
-                break
-            found += 1
-            if best < 0 or score > best_score:
-                best, best_score = i, score
+        best, found = scan(code, c, members, count_n, cpu_price, nodes, classes, typ, store, scratch, feasible)
         if found == 0:
             continue
         if code == RANDOM and found > 1:
             best = feasible[_intn(rng, found)]
-        i = best
-        n = n_chips[i]
-        value = 0
-        if (code == FGD or code == FGDCPU) and num == 1 and milli < WHOLE:
-            s = state[i]
-            _, device = fgd_score(code == FGD, s_frag[s], cpu[i], left[i], n, kind[i], cpu_ask, milli, num, typ, scratch)
-            value = left[i, device]
-        mask = choose(code, left[i], n, milli, num, value, rng)
-        cpu[i] -= cpu_ask
-        mem[i] -= mem_ask
-        total[i] -= ask
-        if num > 0:
-            affinity[i, c_affinity[c]] += 1
-            highest, full = 0, 0
-            for d in range(n):
-                if (mask >> np.uint64(d)) & np.uint64(1):
-                    left[i, d] -= milli
-                highest = max(highest, left[i, d])
-                if left[i, d] == WHOLE:
-                    full += 1
-            top[i], whole[i] = highest, full
+        mask = pick_devices(code, best, c, nodes, classes, typ, store, scratch, rng)
+        change(best, c, mask, -1, nodes, classes)
         if code == FGD or code == FGDCPU:
-            s = find_state(cpu[i], left[i], n, kind[i], table, s_cpu, s_kind, s_n, s_left, s_used)
-            if s < 0:  # full: forget all states and number the present ones anew
-                table[:] = -1
-                s_used[0] = 0
-                frag_known[0] = 0
-                scores[:, :] = UNKNOWN
-                for j in range(count_n):
-                    state[j] = find_state(cpu[j], left[j], n_chips[j], kind[j], table, s_cpu, s_kind, s_n, s_left, s_used)
-                s = state[i]
-            state[i] = s
-            while frag_known[0] < s_used[0]:
-                r = frag_known[0]
-                s_frag[r] = fragmentation(s_cpu[r], s_left[r], s_n[r], s_kind[r], t_cpu, t_level, t_num, t_share, t_access,
-                                          levels, scratch[0], scratch[1])  # fmt: skip
-                frag_known[0] = r + 1
-        out_where[k], out_mask[k] = i, mask
+            restate(best, nodes, typ, store, scratch)
+        out_where[k], out_mask[k] = best, mask
+
+
+@njit(cache=True)
+def new_scratch(nodes, typ):
+    levels = len(typ.levels)
+    return (np.empty(levels, np.int64), np.empty(levels, np.int64), np.empty(nodes.left.shape[1], np.int64))
 
 
 @njit(cache=True)
 def number_states(nodes, typ, store):
     """States and fragmentation of the empty nodes, before the first task."""
-    cpu, mem, left, n_chips, model, kind, total, whole, top, affinity, state, frag_known = nodes
-    t_cpu, t_level, t_num, t_share, t_access, levels = typ
-    table, s_cpu, s_kind, s_n, s_left, s_used, s_frag, scores = store
-    count, lost = np.empty(len(levels), np.int64), np.empty(len(levels), np.int64)
-    for i in range(len(cpu)):
-        state[i] = find_state(cpu[i], left[i], n_chips[i], kind[i], table, s_cpu, s_kind, s_n, s_left, s_used)
-    for r in range(s_used[0]):
-        s_frag[r] = fragmentation(s_cpu[r], s_left[r], s_n[r], s_kind[r], t_cpu, t_level, t_num, t_share, t_access, levels, count, lost)
-    frag_known[0] = s_used[0]
+    scratch = new_scratch(nodes, typ)
+    for i in range(len(nodes.cpu)):
+        restate(i, nodes, typ, store, scratch)

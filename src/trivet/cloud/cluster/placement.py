@@ -58,72 +58,77 @@ class Placement:
         return {int(p): float(sums[p] / counts[p]) for p in np.flatnonzero(counts)}
 
 
-def _typical_arrays(typical: Sequence[TypicalTask], models: Sequence[str]) -> tuple[tuple[Any, ...], NDArray[np.int64]]:
+def typical_arrays(typical: Sequence[TypicalTask], models: Sequence[str]) -> tuple[Any, NDArray[np.int64]]:
     """Arrays of the demand model, and for each model the group of models that it cannot tell apart."""
+    from trivet.cloud.cluster._loop_place import Typical
+
     levels = np.array(sorted({t.chip_milli for t in typical if t.num_chips}) or [WHOLE], np.int64)
     access = np.array([allowed_models(t.chip_types, models) for t in typical], np.bool_).reshape(len(typical), len(models))
     groups, kind = np.unique(access, axis=1, return_inverse=True)
-    typ = (
-        np.array([t.cpu_milli for t in typical], np.int64),
-        np.searchsorted(levels, np.array([t.chip_milli if t.num_chips else levels[0] for t in typical], np.int64)),
-        np.array([t.num_chips for t in typical], np.int64),
-        np.array([t.share for t in typical], np.float64),
-        np.ascontiguousarray(groups),
-        levels,
-    )
+    milli = np.array([t.chip_milli if t.num_chips else levels[0] for t in typical], np.int64)
+    typ = Typical(
+        np.array([t.cpu_milli for t in typical], np.int64), np.searchsorted(levels, milli),
+        np.array([t.num_chips for t in typical], np.int64), np.array([t.share for t in typical], np.float64),
+        np.ascontiguousarray(groups), levels,
+    )  # fmt: skip
     return typ, np.asarray(kind, np.int64).reshape(-1)
 
 
-def _arrays(exp: Experiment, with_states: bool) -> tuple[Any, Any, Any, Any]:
-    """Node, class, demand and state arrays of the hot loop."""
-    table = node_table(exp.nodes)
-    classes = class_table(exp.tasks, table.models)
-    typ, kind = _typical_arrays(exp.typical, table.models)
-    n, width = len(exp.nodes), max(int(table.chips.max()), 1)
+def loop_arrays(
+    node_list: Sequence[Node], tasks: Sequence[Task], typical: Sequence[TypicalTask], states: int
+) -> tuple[Any, Any, NDArray[np.int64], Any, Any]:
+    """Arrays of the hot loop: nodes, classes, the class of each task, demand, and a store of ``states`` states."""
+    from trivet.cloud.cluster._loop_place import Classes, Nodes, Store
+
+    table = node_table(node_list)
+    classes = class_table(tasks, table.models)
+    typ, kind = typical_arrays(typical, table.models)
+    n, width = len(node_list), max(int(table.chips.max()), 1)
     left = np.where(np.arange(width) < table.chips[:, None], WHOLE, 0).astype(np.int64)
     kinds: dict[str, int] = {}
-    c_affinity = np.full(len(classes.cpu_milli), -1, np.int64)
-    for task, c in zip(exp.tasks, classes.task, strict=True):
-        if task.num_chips and c_affinity[c] < 0:
-            c_affinity[c] = kinds.setdefault(affinity_kind(task), len(kinds))
-    nodes = (
+    affinity = np.full(len(classes.cpu_milli), -1, np.int64)
+    for task, c in zip(tasks, classes.task, strict=True):
+        if task.num_chips and affinity[c] < 0:
+            affinity[c] = kinds.setdefault(affinity_kind(task), len(kinds))
+    nodes = Nodes(
         table.cpu_milli.copy(), table.memory_mib.copy(), left, table.chips, table.model, kind[table.model],
         table.chips * WHOLE, table.chips.copy(), np.where(table.chips > 0, WHOLE, 0).astype(np.int64),
-        np.zeros((n, max(len(kinds), 1)), np.int64), np.zeros(n, np.int64), np.zeros(1, np.int64),
+        np.zeros((n, max(len(kinds), 1)), np.int64), np.zeros(n, np.int64),
     )  # fmt: skip
-    states = min(max(STATES, 2 * n), n + len(exp.tasks)) + 1 if with_states else 1
+    by_class = Classes(classes.cpu_milli, classes.memory_mib, classes.chip_milli, classes.num_chips, classes.allowed,
+                       classes.shape, affinity)  # fmt: skip
     slots = 1 << int(2 * states).bit_length()
-    store = (
+    store = Store(
         np.full(slots, -1, np.int64), np.zeros(states, np.int64), np.zeros(states, np.int64), np.zeros(states, np.int64),
-        np.zeros((states, width), np.int64), np.zeros(1, np.int64), np.zeros(states),
+        np.zeros((states, width), np.int64), np.zeros(2, np.int64), np.zeros(states),
         np.full((classes.shapes, states), -np.inf, np.float32),
     )  # fmt: skip
-    by_class = (
-        classes.cpu_milli, classes.memory_mib, classes.chip_milli, classes.num_chips, classes.allowed, classes.shape,
-        c_affinity, classes.task,
-    )  # fmt: skip
-    return nodes, by_class, typ, store
+    return nodes, by_class, classes.task, typ, store
 
 
 def _place_fast(exp: Experiment, policy: str, progress: Progress | None) -> tuple[NDArray[np.int64], NDArray[np.uint64], float]:
     from trivet.cloud.cluster import _loop_place as loop
 
-    code = loop.CODES[policy]
+    code, count, n = loop.CODES[policy], len(exp.tasks), len(exp.nodes)
     with_states = code in (loop.FGD, loop.FGDCPU)
-    nodes, classes, typ, store = _arrays(exp, with_states)
+    # One more than the nodes at least, so that renumbering the present states always fits.
+    states = max(min(STATES, n + count), n) + 1 if with_states else 1
+    nodes, classes, task_class, typ, store = loop_arrays(exp.nodes, exp.tasks, exp.typical, states)
     rng, price = exp.random.state(), exp.cpu_price
-    count = len(exp.tasks)
     where, mask = np.full(count, -1, np.int64), np.zeros(count, np.uint64)
-    loop.place_range(0, 0, code, price, nodes, classes, typ, rng, store, where, mask)  # load the compiled code outside the clock
+
+    def run(begin: int, end: int) -> None:
+        loop.place_range(begin, end, code, price, nodes, classes, task_class, typ, rng, store, where, mask)
+
+    run(0, 0)  # load the compiled code outside the clock
     started = time.process_time()
     if with_states:
         loop.number_states(nodes, typ, store)
     step = count if progress is None else 1000
     for begin in range(0, count, max(step, 1)):
-        end = min(begin + step, count)
-        loop.place_range(begin, end, code, price, nodes, classes, typ, rng, store, where, mask)
+        run(begin, min(begin + step, count))
         if progress is not None:
-            progress(end)
+            progress(min(begin + step, count))
     return where, mask, time.process_time() - started
 
 

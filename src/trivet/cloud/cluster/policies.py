@@ -197,16 +197,15 @@ STEP_MILLI, PRICE_MILLI = 80.0, 100.0
 def fgd_cpu(node: NodeView, task: Task, context: Context) -> float:
     """Ours: FGD in coarse steps, with a price on what is left as CPU becomes scarce.
 
-    FGD sees CPU only where its lack strands chips, and drops of a few thousandths outweigh a good fit. Here drops count
-    in steps of ``80 (1 - w)`` thousandths, so that near-equal nodes fall to the first, and the BestFit rest is priced at
-    ``100 w`` thousandths, with ``w`` the CPU price of ``cpu_price``: 0 where CPU is plenty, 1 where it runs out first.
+    FGD sees CPU only where its lack strands chips. Here the BestFit rest is priced at ``100 w`` thousandths, with ``w``
+    the CPU price of ``cpu_price``: 0 where CPU is plenty, 1 where it runs out first. Below ``w = 0.5`` drops count in
+    steps of 80 thousandths, so that nearly equal nodes fall to the first and the others stay whole.
     Rounded to single precision, as the compiled loop stores it.
     """
     drop = fgd_share(node, task, context, rounded=False)[0] if task.is_share else _whole_drop(node, task, context)
     rest = (node.cpu_left - task.cpu_milli) / MAX_CPU_MILLI + (node.total_left - task.total_milli) / MAX_CHIP_MILLI
-    step = STEP_MILLI * (1.0 - context.cpu_price)
-    if step > 0.0:
-        drop = math.floor(drop / step + 1e-9) * step
+    if context.cpu_price < 0.5:
+        drop = math.floor(drop / STEP_MILLI + 1e-9) * STEP_MILLI
     return float(np.float32(drop - PRICE_MILLI * context.cpu_price * rest))
 
 
