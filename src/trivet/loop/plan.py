@@ -28,12 +28,12 @@ from trivet.loop.economics import Economics, Work, economics, kv_transfer_s, wor
 from trivet.loop.frontier import pareto
 from trivet.loop.space import Precision, Space, layouts, precisions
 from trivet.model.architecture import Architecture
-from trivet.model.parallel import Layout
 
 Floats = NDArray[np.float64]
 Z80 = 1.2815515655446004  # half-width of an 80% interval in standard deviations
 RATE_NODES = 24
 POOL_NODES = 64
+PLANS_PER_CHIP = 6
 SPARE = np.array([1.0, 1.25, 1.6, 2.0, 3.0])  # replica counts tried, over the fewest that hold
 
 
@@ -127,7 +127,7 @@ class Search:
     evaluated: int
     compile_s: float
     evaluate_s: float
-    best_by_chip: dict[str, int] = field(default_factory=dict)
+    by_chip: dict[str, tuple[int, ...]] = field(default_factory=dict)
 
 
 def search(goal: Goal, space: Space, progress: Callable[[str, int, int], None] = lambda *_: None) -> Search:
@@ -152,11 +152,10 @@ def search(goal: Goal, space: Space, progress: Callable[[str, int, int], None] =
     )
     front = pareto(objectives, tolerance=0.05)
     rejected["dominated"] += len(found) - len(front)
-    best: dict[str, int] = {}
+    by_chip: dict[str, list[int]] = {}
     for i, candidate in enumerate(found):
-        name = candidate.compiled.deployment.chip.name
-        if name not in best or candidate.usd_per_million_tokens < found[best[name]].usd_per_million_tokens:
-            best[name] = i
+        by_chip.setdefault(candidate.compiled.deployment.chip.name, []).append(i)
+    best = {name: _ladder(np.array(rows), objectives) for name, rows in by_chip.items()}
     return Search(
         demand,
         tuple(found),
@@ -167,6 +166,12 @@ def search(goal: Goal, space: Space, progress: Callable[[str, int, int], None] =
         time.perf_counter() - started,
         best,
     )
+
+
+def _ladder(rows: NDArray[np.int64], objectives: Floats) -> tuple[int, ...]:
+    """A chip's own coarse frontier of cost, TTFT and TPOT, cheapest first: what is tried when its cheapest plan fails."""
+    front = rows[pareto(objectives[rows][:, :3], tolerance=0.15)]
+    return tuple(int(i) for i in front[np.argsort(objectives[front, 0], kind="stable")][:PLANS_PER_CHIP])
 
 
 def _compile_all(
@@ -301,7 +306,7 @@ def _disaggregated(
         ]
         for p, (mean, ttft, busy) in prefills:
             for d, (tpot, batch) in decodes:
-                evaluated += ttft.size * tpot.size
+                evaluated += ttft.size + tpot.size  # the two pools are judged apart
                 if p.precision.kv != d.precision.kv:
                     continue
                 transfer = kv_transfer_s(p.deployment, demand.input_mean)
@@ -310,8 +315,8 @@ def _disaggregated(
                 limit = d.deployment.settings.max_num_seqs
                 good_d = (tpot <= slo.tpot_s) & (batch <= limit) & kv
                 good = np.outer(good_p, good_d)
-                rejected["misses TTFT"] += int((~good_p).sum()) * tpot.size
-                rejected["misses TPOT"] += int((good_p).sum()) * int((~good_d).sum())
+                rejected["misses TTFT"] += int((~good_p).sum())
+                rejected["misses TPOT"] += int((~good_d).sum())
                 if not good.any():
                     continue
                 i, j = int(np.argmax(good_p)), int(np.argmax(good_d))

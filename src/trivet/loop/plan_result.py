@@ -37,11 +37,11 @@ class Plan:
 
 
 def finalists(search: Search, limit: int = 40) -> list[int]:
-    """Indices of the frontier (cheapest first, at most ``limit``) and of the cheapest candidate of every chip and mode."""
+    """Indices of the frontier (cheapest first, at most ``limit``) and every chip's own ladder."""
     front = sorted(search.frontier, key=lambda i: search.candidates[i].usd_per_million_tokens)
     step = max(1, math.ceil(len(front) / limit))
     chosen = dict.fromkeys(front[::step])
-    chosen.update(dict.fromkeys(search.best_by_chip.values()))
+    chosen.update(dict.fromkeys((i for rows in search.by_chip.values() for i in rows)))
     return sorted(chosen, key=lambda i: search.candidates[i].usd_per_million_tokens)
 
 
@@ -55,7 +55,7 @@ def plans(search: Search, goal: Goal, progress: Callable[[str, int, int], None] 
         name = candidate.compiled.deployment.chip.name
         progress(f"spread of {name}", done, len(chosen))
         if name not in shares:
-            shares[name] = drivers(search.candidates[search.best_by_chip[name]], search.load)
+            shares[name] = drivers(search.candidates[search.by_chip[name][0]], search.load)
         result.append(_plan(f"p{i:05d}", candidate, search.load, goal, shares[name]))
     return result
 

@@ -143,7 +143,10 @@ def run_plan(
         "plans": entries,
         "frontier": [plan.id for plan in ranked if plan.id in front],
         "rejected": found.rejected,
-        "cheapest_by_chip": {chip: f"p{i:05d}" for chip, i in found.best_by_chip.items()},
+        "cheapest_by_chip": {
+            chip: _winner([p for p in ranked if p.candidate.compiled.deployment.chip.name == chip], checks, 0.0)
+            for chip in found.by_chip
+        },
         "configurations": found.evaluated,
         "compile_s": round(found.compile_s, 4),
         "evaluate_s": round(found.evaluate_s, 4),

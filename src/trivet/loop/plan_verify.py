@@ -18,6 +18,7 @@ from trivet.loop.plan_result import Plan
 
 MOST_REQUESTS = 200_000  # a longer trace is judged by its busiest stretch of this many requests
 FINALISTS = 10
+TRIES_PER_CHIP = 8
 
 
 def fleet_of(candidate: Candidate, demand_input_mean: float) -> Fleet:
@@ -102,17 +103,23 @@ def _mean(values: NDArray[np.float64]) -> float | None:
 def verify_finalists(
     ranked: Sequence[Plan], goal: Goal, progress: Callable[[str, int, int], None] = lambda *_: None
 ) -> dict[str, dict[str, Any]]:
-    """Judge the cheapest plan of each chip, then the cheapest plans in order, until one holds and ``FINALISTS`` were seen."""
+    """Judge each chip's plans from its cheapest up until one holds, then the cheapest of all up to ``FINALISTS``."""
     traffic = busiest(goal.traffic)
-    first: dict[str, Plan] = {}
-    for plan in ranked:
-        first.setdefault(plan.candidate.compiled.deployment.chip.name, plan)
-    order = list(dict.fromkeys([*(p.id for p in first.values()), *(p.id for p in ranked)]))
-    by_id = {plan.id: plan for plan in ranked}
     checks: dict[str, dict[str, Any]] = {}
-    for done, name in enumerate(order):
-        if len(checks) >= FINALISTS and any(check["holds"] for check in checks.values()):
-            break
-        progress(f"simulating {name}", done, min(len(order), FINALISTS))
-        checks[name] = judge(by_id[name].candidate, traffic, goal.slo)
+
+    def check(plan: Plan) -> bool:
+        if plan.id not in checks:
+            progress(f"simulating {plan.id}", len(checks), max(FINALISTS, len(checks) + 1))
+            checks[plan.id] = judge(plan.candidate, traffic, goal.slo)
+        return bool(checks[plan.id]["holds"])
+
+    by_chip: dict[str, list[Plan]] = {}
+    for plan in ranked:
+        by_chip.setdefault(plan.candidate.compiled.deployment.chip.name, []).append(plan)
+    for own in by_chip.values():
+        for plan in own[:TRIES_PER_CHIP]:
+            if check(plan):
+                break
+    for plan in ranked[: FINALISTS // 2]:
+        check(plan)
     return checks

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+WIDE, PIPE_WIDTH = 150, 180  # columns: from where on the whole table is shown; what a file or pipe gets
 ROWS = 12  # plans on the terminal; summary.json and the page hold all
 
 
@@ -51,10 +52,11 @@ def shown(result: Mapping[str, Any], rows: int) -> list[Mapping[str, Any]]:
 
 def terminal(result: Mapping[str, Any], folder: str) -> None:
     """Print the plan."""
-    from rich.console import Console
-    from rich.table import Table
+    import sys
 
-    console = Console()
+    from rich.console import Console
+
+    console = Console(width=None if sys.stdout.isatty() else PIPE_WIDTH)
     traffic, slo = result["traffic"], result["slo"]
     held = f"p{100 * slo['percentile']:g}" if slo["percentile"] else "mean"
     console.print(
@@ -65,41 +67,7 @@ def terminal(result: Mapping[str, Any], folder: str) -> None:
     if not result["plans"]:
         console.print("[bold red]No configuration keeps this SLO.[/]")
     else:
-        table = Table(
-            title=f"80% intervals in brackets; money and energy per {result['per_token'][:-1]}",
-            title_justify="left",
-        )
-        for name, justify in (
-            ("plan", "left"),
-            ("chip", "left"),
-            ("deployment", "left"),
-            ("weights/KV", "left"),
-            ("chips", "right"),
-            (f"TTFT {held}", "right"),
-            (f"TPOT {held}", "right"),
-            ("USD/M", "right"),
-            ("J", "right"),
-            ("P(SLO)", "right"),
-            ("simulated", "left"),
-        ):
-            table.add_column(name, justify="right" if justify == "right" else "left", overflow="fold")
-        for plan in shown(result, ROWS):
-            mark = "→ " if plan["id"] == result["winner"] else "  "
-            table.add_row(
-                mark + plan["id"],
-                plan["chip"],
-                deployment_text(plan),
-                f"{plan['precision']['weights']}/{plan['precision']['kv_cache']}",
-                _interval(plan["chips_needed"], "n"),
-                _interval(plan["ttft_s"], "time"),
-                _interval(plan["tpot_s"], "time"),
-                _interval(plan["usd_per_million_tokens"], "n"),
-                _interval(plan["joules_per_token"], "n"),
-                f"{plan['slo_confidence']:.0%}",
-                _simulated(plan.get("simulated")),
-                style="bold green" if plan["id"] == result["winner"] else None,
-            )
-        console.print(table)
+        console.print(_table(result, held, wide=console.width >= WIDE))
     total = sum(result["rejected"].values())
     lost = ", ".join(
         f"{reason} {count:,}" for reason, count in sorted(result["rejected"].items(), key=lambda kv: -kv[1])
@@ -113,7 +81,9 @@ def terminal(result: Mapping[str, Any], folder: str) -> None:
             console.print("No plan found keeps the SLO with a probability of 90%.")
         elif safe is not winner:
             money = _interval(safe["usd_per_million_tokens"], "n")
-            console.print(f"Cheapest with 90% confidence: {safe['id']}, {safe['chips']} x {safe['chip']}, {money} USD/M")
+            console.print(
+                f"Cheapest with 90% confidence: {safe['id']}, {safe['chips']} x {safe['chip']}, {money} USD/M"
+            )
         if winner["spread_drivers"]:
             shares = ", ".join(f"{d['unknown']} {d['share']:.0%}" for d in winner["spread_drivers"][:4])
             console.print(f"The spread of {winner['id']}'s cost comes from: {shares}")
@@ -121,6 +91,54 @@ def terminal(result: Mapping[str, Any], folder: str) -> None:
         console.print(winner["launch"], soft_wrap=True, highlight=False, markup=False)
     if folder:
         console.print(f"Wrote {folder}/summary.json and {folder}/report.html")
+
+
+def _table(result: Mapping[str, Any], held: str, wide: bool) -> Any:
+    """The plans shown; a narrow terminal gets fewer columns and a tick for the simulation."""
+    from rich.table import Table
+
+    table = Table(
+        title=f"80% intervals in brackets; money and energy per {result['per_token'][:-1]}", title_justify="left"
+    )
+    left = {"plan", "chip", "deployment", "weights/KV", "simulated"}
+    names = [
+        "plan",
+        "chip",
+        "deployment",
+        "weights/KV",
+        "chips",
+        f"TTFT {held}",
+        f"TPOT {held}",
+        "USD/M",
+        "J",
+        "P(SLO)",
+        "simulated",
+    ]
+    if not wide:
+        names = [name for name in names if name not in ("weights/KV", "J", "P(SLO)")]
+    for name in names:
+        table.add_column(name if wide or name != "simulated" else "sim", justify="left" if name in left else "right")
+    for plan in shown(result, ROWS):
+        wins = plan["id"] == result["winner"]
+        cells = {
+            "plan": ("→ " if wins else "  ") + plan["id"],
+            "chip": plan["chip"],
+            "deployment": deployment_text(plan),
+            "weights/KV": f"{plan['precision']['weights']}/{plan['precision']['kv_cache']}",
+            "chips": _interval(plan["chips_needed"], "n") if wide else str(plan["chips"]),
+            f"TTFT {held}": _interval(plan["ttft_s"], "time"),
+            f"TPOT {held}": _interval(plan["tpot_s"], "time"),
+            "USD/M": _interval(plan["usd_per_million_tokens"], "n"),
+            "J": _interval(plan["joules_per_token"], "n"),
+            "P(SLO)": f"{plan['slo_confidence']:.0%}",
+            "simulated": _simulated(plan.get("simulated")) if wide else _tick(plan.get("simulated")),
+        }
+        table.add_row(*(cells[name] for name in names), style="bold green" if wins else None)
+    return table
+
+
+def _tick(check: Mapping[str, Any] | None) -> str:
+    return "" if check is None else "holds" if check["holds"] else "fails"
 
 
 def _simulated(check: Mapping[str, Any] | None) -> str:
@@ -164,7 +182,7 @@ def html(result: Mapping[str, Any]) -> str:
             Section(
                 "By chip",
                 _by_chip(result),
-                text="The cheapest plan of each chip that keeps the SLO, with 80% intervals.",
+                text="The cheapest plan of each chip that its simulation did not refute, with 80% intervals.",
             )
         )
         sections.append(
