@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from trivet.model.blueprint import Blueprint
-from trivet.model.families import dense, experts, hybrid, latent, mixtures, multimodal, plain, special
+from trivet.model.families import dense, experts, hybrid, latent, mixtures, multimodal, plain, special, state_space
 from trivet.model.fields import Fields
 
 Reader = Callable[[Fields], Blueprint]
@@ -18,5 +18,6 @@ FAMILIES: dict[str, Reader] = {
     **mixtures.FAMILIES,
     **hybrid.FAMILIES,
     **special.FAMILIES,
+    **state_space.FAMILIES,
     **multimodal.FAMILIES,
 }
