@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from trivet.cloud.training.prepare import Prepared, prepare
-from trivet.cloud.training.profile import Constants
+from trivet.cloud.training.profile import Constants, shipped
 from trivet.cloud.training.step import finish
 from trivet.errors import TrivetError
 from trivet.loop.predict_training import parse, text
@@ -19,14 +21,14 @@ Floats = NDArray[np.float64]
 
 # Constants that are fitted, with the spread of the prior around the default, in log. "a.b" is entry b of dict a.
 FITTED: dict[str, float] = {
-    "gemm.bf16": 0.3, "gemm.fp8": 0.3, "gemm.fp4": 0.3, "grouped": 0.4, "family.hopper": 0.3, "family.blackwell": 0.3,
-    "attention_forward": 0.4, "attention_family.hopper": 0.5, "attention_family.blackwell": 0.5, "attention_framework.fsdp": 0.5,
+    "gemm.bf16": 0.15, "gemm.fp8": 0.15, "gemm.fp4": 0.15, "gemm_framework.fsdp": 0.15, "grouped": 0.4,
+    "attention_forward": 0.2, "attention_backward": 0.2, "attention_framework.fsdp": 0.4, "attention_framework.fsdp.hopper": 0.4,
     "scan": 0.6, "stream": 0.15, "stream_factor.fsdp": 0.5, "stream_factor.megatron": 0.4,
     "cast_factor.fp8": 0.4, "cast_factor.mxfp8": 0.4, "cast_factor.nvfp4": 0.4,
-    "host_dense_s": 0.7, "host_expert_s": 0.7, "host_captured": 0.7,
+    "host_dense_s": 0.7, "host_expert_s": 0.7, "host_captured": 0.7, "host_grace": 0.3, "host_power": 0.3,
     "exposed_tp": 0.6, "exposed_fsdp": 0.6, "exposed_pp": 0.6, "exposed_dp": 0.6, "exposed_ep": 0.4, "step_s": 0.7,
 }
-BOUNDED = {"gemm", "grouped", "stream", "exposed_tp", "exposed_fsdp", "exposed_pp", "exposed_dp", "exposed_ep", "host_captured"}
+BOUNDED = {"grouped", "stream", "exposed_tp", "exposed_fsdp", "exposed_pp", "exposed_dp", "exposed_ep", "host_captured"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,11 +104,45 @@ def _weights(found: Sequence[Sample]) -> Floats:
     return np.asarray(raw / np.sqrt(np.mean(raw**2)))
 
 
+def sustained(kernels_folder: Path) -> dict[str, dict[str, float]]:
+    """What large kernels sustain on each chip, from measured ones: upper quartile over products of at least 8,192 x 4,096 x
+    4,096 and over causal attention of 4,096 to 16,384 tokens with heads of 128; FLOP/s, and the peak that was assumed."""
+    import polars as pl
+
+    from trivet.chip.catalogue import chip
+    from trivet.chip.point import chip_point
+
+    def wide(*names: str) -> Any:
+        product = pl.lit(1.0)
+        for name in names:
+            product = product * pl.col(name).cast(pl.Float64)
+        return product
+
+    labels = {"bfloat16": "bf16", "fp8": "fp8", "fp8_block": "fp8", "nvfp4": "fp4", "sq": "int8"}
+    large = (pl.col("m") >= 8192) & (pl.col("n") >= 4096) & (pl.col("k") >= 4096) & pl.col("gemm_dtype").is_in(list(labels))
+    products = pl.scan_parquet(kernels_folder / "gemm.parquet").filter(large)
+    products = products.with_columns(pl.col("gemm_dtype").replace_strict(labels).alias("math"), (2e3 * wide("m", "n", "k") / pl.col("latency")).alias("rate"))
+    shape = (pl.col("isl") >= 4096) & (pl.col("head_dim") == 128) & (pl.col("step") == 0) & (pl.col("kv_cache_dtype") == "bfloat16")
+    whole = (pl.col("window_size").is_null() | (pl.col("window_size") <= 0)) & (wide("batch_size", "num_heads") >= 16)
+    cores = pl.scan_parquet(kernels_folder / "attention_context.parquet").filter(shape & whole)
+    cores = cores.with_columns(pl.lit("attention").alias("math"), (2e3 * wide("batch_size", "num_heads", "isl", "isl", "head_dim") / pl.col("latency")).alias("rate"))
+    both = pl.concat([x.select("chip", "math", "rate") for x in (products, cores)])
+    found: dict[str, dict[str, float]] = {}
+    for name, math_, rate in both.group_by("chip", "math").agg(pl.col("rate").quantile(0.75)).sort("chip", "math").collect().iter_rows():
+        part = chip(name)
+        dtype = {"attention": "bf16", "fp4": "nvfp4"}.get(math_, math_)
+        point = chip_point(part, dtype)
+        if point.math == {"attention": "bf16"}.get(math_, math_):
+            found.setdefault(part.name, {}).update({math_: float(f"{rate:.4g}"), f"peak_{math_}": point.peak_flops})
+    return found
+
+
 def fit(found: Sequence[Sample], start: Constants | None = None, *, evaluations: int = 40) -> Constants:
     """Constants that minimise the weighted robust log error, pulled to the defaults by ``FITTED``'s priors."""
     from scipy.optimize import least_squares
 
-    base = Constants()
+    base = start or shipped()
+    base = Constants(sustained=base.sustained)
     begin = start or base
     names = list(FITTED)
     prior = np.log([get(base, n) for n in names])
@@ -136,3 +172,63 @@ def leave_out(found: Sequence[Sample], by: Callable[[Sample], str], start: Const
         c = fit(rest, start, evaluations=evaluations)
         errors[inside] = log_errors([found[i] for i in inside], c)
     return errors
+
+
+def _sigma(errors: Floats) -> float:
+    """Standard deviation whose 80% interval holds 80% of the errors."""
+    return float(np.quantile(np.abs(errors), 0.8)) / 1.2815515655446004
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """Fitted constants and the log errors of rows left out by model and by chip."""
+
+    constants: Constants
+    samples: tuple[Sample, ...]
+    by_model: Floats
+    by_chip: Floats
+
+
+def has_experts(sample: Sample) -> bool:
+    return any(layer.feed_forward.kind == "moe" for layer in sample.prepared.job.architecture.layers)
+
+
+def calibrate(
+    rows: Sequence[Mapping[str, str | None]], kernel_rates: dict[str, dict[str, float]], *, evaluations: int = 12,
+    report: Callable[[str, int, int], None] | None = None,
+) -> Calibration:
+    """Fit all, then leave out each model and each chip; the intervals' widths come from what was left out."""
+    found, _ = samples(rows)
+    say = report or (lambda what, done, total: None)
+    say("fit", 0, 3)
+    c = fit(found, Constants(sustained=kernel_rates), evaluations=evaluations)
+    say("leave out models", 1, 3)
+    by_model = leave_out(found, lambda s: s.model.lower(), c)
+    say("leave out chips", 2, 3)
+    by_chip = leave_out(found, lambda s: s.chip, c)
+    expert = np.array([has_experts(s) for s in found])
+    sigma = {"dense": _sigma(by_model[~expert]), "expert": _sigma(by_model[expert])}
+    base = np.where(expert, sigma["expert"], sigma["dense"])
+    # a chip without measured runs: what its own left-out errors show beyond that
+    wide = _sigma(by_chip / base)
+    sigma["chip"] = float(np.mean(base)) * math.sqrt(max(wide**2 - 1.0, 0.0))
+    sigma["framework"] = sigma["chip"]
+    return Calibration(c.with_(sigma=sigma, log_sigma=sigma["dense"]), tuple(found), by_model, by_chip)
+
+
+def to_json(done: Calibration) -> dict[str, Any]:
+    """What ``data/calibration/training.json`` holds."""
+
+    def rounded(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {k: rounded(v) for k, v in value.items()}
+        return float(f"{value:.4g}") if isinstance(value, float) else value
+
+    return {
+        "source": "fitted to training_measured.csv (mosaicml/llm-foundry benchmarking README and NVIDIA Megatron-Bridge performance "
+        "summary, both Apache-2.0); sustained rates from NVIDIA aiconfigurator-core 0.12.0 kernels (Apache-2.0)",
+        "rows": len(done.samples),
+        "left_out_by_model": {"median": rounded(float(np.median(np.abs(done.by_model)))), "p90": rounded(float(np.quantile(np.abs(done.by_model), 0.9)))},
+        "left_out_by_chip": {"median": rounded(float(np.median(np.abs(done.by_chip)))), "p90": rounded(float(np.quantile(np.abs(done.by_chip), 0.9)))},
+        "constants": rounded(done.constants.to_dict()),
+    }

@@ -97,6 +97,7 @@ class TrainingJob:
     recompute_layers: int = 0  # with "full": layers a stage recomputed; 0 = all
     framework: str = "megatron"
     version: str = ""
+    gradient_dtype: str = ""  # of the accumulated gradients; "" = fp32 (Megatron, DeepSpeed) or bf16 (FSDP)
     zero: int = 1  # ZeRO stage: 0 replicated, 1 optimiser, 2 + gradients, 3 + weights (= FSDP full shard)
     shard_group: int = 0  # HSDP: chips over which weights are sharded; 0 = all of dp
     overlap: Overlap = Overlap()
@@ -119,7 +120,7 @@ class TrainingJob:
     def __post_init__(self) -> None:
         for name, allowed in (
             ("precision", PRECISIONS), ("framework", FRAMEWORKS), ("task", TASKS), ("recompute", RECOMPUTE), ("tp_comm", TP_COMM),
-            ("offload_optimizer", OFFLOADS), ("offload_weights", OFFLOADS), ("offload_activations", OFFLOADS),
+            ("gradient_dtype", ("", "bf16", "fp32")), ("offload_optimizer", OFFLOADS), ("offload_weights", OFFLOADS), ("offload_activations", OFFLOADS),
         ):
             if getattr(self, name) not in allowed:
                 raise TrivetError(f"unknown value {getattr(self, name)!r}", field=name, allowed=[repr(a) for a in allowed])

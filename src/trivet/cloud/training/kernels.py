@@ -65,28 +65,58 @@ def ideal(operators: Iterable[Compute], chip: Chip) -> tuple[Ideal, ...]:
     return tuple(found)
 
 
-def family_share(p: ChipPoint, constants: Constants) -> float:
-    """What the generation sustains of its matrix peak, relative to the reference (Ampere)."""
+# Shares of the data sheet's peak that large kernels reach on chips nobody measured: the middle of those that were.
+_UNMEASURED = {"bf16": 0.77, "fp8": 0.60, "fp4": 0.36, "int8": 0.75, "fp32": 0.85, "tf32": 0.8, "attention": 0.60}
+UNMEASURED_SIGMA = 0.15
+
+
+def measured_name(p: ChipPoint, c: Constants) -> str:
+    """The chip whose measured kernels stand for ``p``: itself, or its twin (same generation and units); "" = none."""
+    if p.name in c.sustained:
+        return p.name
+    twins = [name for name in c.sustained if _TWINS.get(p.name) == name]
+    return twins[0] if twins else ""
+
+
+# Same silicon under another name: memory, links or exports differ.
+_TWINS = {"a100-40gb": "a100-80gb", "a800": "a100-80gb", "h800": "h100", "h100-pcie": "h100"}
+
+
+def sustained_share(p: ChipPoint, c: Constants, what: str) -> float:
+    """Share of the chip's peak that large kernels sustain: measured on it, on its twin, by its one benchmark, or typical.
+
+    ``what``: dtype of the multiply-adds, or "attention" (BF16).
+    """
+    name = measured_name(p, c)
+    rate = c.sustained.get(name, {}).get(what) if name else None
+    reference = c.sustained.get(name, {}).get(f"peak_{what}") if name else None
+    if rate and reference:
+        return rate / reference
     if p.bench[0] > 0:
         measured = 2.0 * BENCH_SIDE**3 / p.bench[0] / p.peak_flops
-        return measured / constants.gemm["bf16"]
-    return constants.family.get(p.family, constants.family_default)
+        return measured * (_UNMEASURED["attention"] / _UNMEASURED["bf16"] if what == "attention" else 1.0)
+    return _UNMEASURED.get(what, _UNMEASURED["bf16"])
 
 
 def total(parts: Iterable[Ideal], p: ChipPoint, c: Constants, framework: str) -> float:
     """Seconds of a pass. ``p``: the chip at BF16."""
-    family, seconds = family_share(p, c), 0.0
-    attention = c.attention_family.get(p.family, 1.0) * c.attention_framework.get(framework, 1.0)
+    seconds = 0.0
+    tuned = c.attention_framework.get(framework, 1.0) * c.attention_framework.get(f"{framework}.{p.family}", 1.0)
+    attention = sustained_share(p, c, "attention") * tuned * c.attention_forward
+    matrix = c.gemm_framework.get(framework, 1.0)
+    shares: dict[str, float] = {}
     for i in parts:
         share, traffic = 1.0, 1.0
         if i.kind in ("gemm", "grouped"):
-            share = family * c.gemm.get(i.dtype, c.gemm["bf16"]) * (c.grouped if i.kind == "grouped" else 1.0)
+            if i.dtype not in shares:
+                shares[i.dtype] = sustained_share(p, c, i.dtype) * c.gemm.get(i.dtype, 1.0) * matrix
+            share = shares[i.dtype] * (c.grouped if i.kind == "grouped" else 1.0)
         elif i.kind == "attention":
-            share = family * attention * c.attention_forward
+            share = attention
         elif i.kind == "attention_backward":
-            share = family * attention * c.attention_backward
+            share = attention * c.attention_backward
         elif i.kind == "scan":
-            share = family * c.scan
+            share = c.scan
         elif i.kind == "cast":
             traffic = c.cast_factor.get(i.dtype, 1.0)
         else:

@@ -87,8 +87,8 @@ def rank_parameters(job: TrainingJob) -> list[RankParameters]:
 
 
 def gradient_bytes(job: TrainingJob) -> float:
-    """Bytes of one accumulated gradient: Megatron and DeepSpeed accumulate in FP32, FSDP (pure BF16) in BF16."""
-    return 2.0 if job.framework == "fsdp" else 4.0
+    """Bytes of one accumulated gradient: Megatron and DeepSpeed accumulate in FP32 unless told, FSDP (pure BF16) in BF16."""
+    return 2.0 if (job.gradient_dtype or ("bf16" if job.framework == "fsdp" else "fp32")) == "bf16" else 4.0
 
 
 def activation_bytes(job: TrainingJob, layer: Layer, recompute: str) -> float:

@@ -54,6 +54,7 @@ class Prepared:
     send_s: float  # one boundary, one direction
     memory: tuple[RankMemory, ...]
     flops_per_token: float
+    host: str = ""  # CPU of the server
 
 
 def _comm(transfers: tuple[workload.Transfer, ...], fabric: Fabric) -> Comm:
@@ -143,7 +144,8 @@ def _update(job: TrainingJob, own: float) -> tuple[float, float]:
 
 def prepare(job: TrainingJob, net: Network | None = None) -> Prepared:
     """Operators, ideal times, transfers and memory of a job; see ``step.train_step`` for the arguments."""
-    fabric = Fabric(job, net or network.of(job))
+    net = net or network.of(job)
+    fabric = Fabric(job, net)
     by_rank, params = memory.rank_layers(job), memory.rank_parameters(job)
     kinds = list(dict.fromkeys(layer for layers in by_rank for layer in layers))
     parts = tuple(_expert_part(job, k, fabric) for k in kinds)
@@ -170,6 +172,7 @@ def prepare(job: TrainingJob, net: Network | None = None) -> Prepared:
     return Prepared(
         job, kernels.point(job.chip, "bf16"), parts, tuple(ranks), send, memory.memory(job),
         workload.model_flops_per_token(job.architecture, job.seq_len, job.task, job.document_tokens),
+        net.server.host,
     )
 
 

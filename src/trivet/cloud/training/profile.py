@@ -19,23 +19,23 @@ from trivet.errors import TrivetError
 class Constants:
     """The constants; every share is in (0, 1] of an ideal term, every factor multiplies one."""
 
-    # share of the ideal matrix time, by what the multiply-adds run at
-    gemm: dict[str, float] = field(default_factory=lambda: {"bf16": 0.8, "fp8": 0.75, "fp4": 0.6, "int8": 0.7})
+    # FLOP/s that large kernels sustain on a chip, measured one by one: matrix products by dtype, "attention" forward (BF16)
+    sustained: dict[str, dict[str, float]] = field(default_factory=dict)
+    # training's products over those, by what the multiply-adds run at
+    gemm: dict[str, float] = field(default_factory=lambda: {"bf16": 1.0, "fp8": 1.0, "fp4": 1.0, "int8": 1.0})
+    gemm_framework: dict[str, float] = field(default_factory=lambda: {"fsdp": 1.0})
     grouped: float = 0.8  # grouped products over plain ones
-    # by generation, relative: what power and scheduling leave of the peak under load
-    family: dict[str, float] = field(default_factory=lambda: {"ampere": 1.0, "hopper": 0.85, "blackwell": 0.85})
-    family_default: float = 0.85
-    attention_forward: float = 0.6  # share of the peak, BF16
-    attention_backward: float = 0.5
-    attention_family: dict[str, float] = field(default_factory=dict)
-    attention_framework: dict[str, float] = field(default_factory=lambda: {"fsdp": 0.5})  # kernels of its day
-    scan: float = 0.3
+    attention_forward: float = 1.0
+    attention_backward: float = 0.8  # over the forward pass's rate
+    attention_framework: dict[str, float] = field(default_factory=lambda: {"fsdp": 0.7, "fsdp.hopper": 0.7})  # kernels of 2023
+    scan: float = 0.1
     stream: float = 0.8  # share of the memory bandwidth
     stream_factor: dict[str, float] = field(default_factory=lambda: {"megatron": 1.0, "fsdp": 1.3, "deepspeed": 1.3})
     cast_factor: dict[str, float] = field(default_factory=lambda: {"fp8": 1.0, "mxfp8": 1.3, "nvfp4": 2.0, "int8": 1.0})
     # host time of one layer's forward and backward passes, seconds
     host_dense_s: float = 1.0e-3
     host_expert_s: float = 8.0e-3
+    host_grace: float = 0.8  # hosts of Grace superchips over x86 ones
     host_captured: float = 0.2  # what graph capture leaves of it
     host_power: float = 1.5  # how host and device times join: (h^p + d^p)^(1/p)
     # share of a transfer that stays visible although the framework overlaps it
@@ -48,7 +48,7 @@ class Constants:
     transfer: float = 1.0  # time of collectives over the fabric model's
     optimizer: float = 1.5  # over the compulsory traffic of the update
     step_s: float = 5e-3  # data loading, clipping, logging: once a step
-    log_sigma: float = 0.08
+    log_sigma: float = 0.08  # what is left on models and shapes that were not calibrated
     sigma: dict[str, float] = field(default_factory=dict)  # extra spread where a job leaves what was calibrated
 
     def with_(self, **changes: Any) -> Constants:

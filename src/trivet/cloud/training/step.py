@@ -25,6 +25,9 @@ COMPONENTS = (
 )
 
 
+CALIBRATED = ("a100-40gb", "a100-80gb", "h100", "b200", "gb200")  # chips (or their twins) with measured training runs
+
+
 @dataclass(frozen=True, slots=True)
 class RankTimes:
     """Seconds of one micro-batch on one pipeline rank; ``parts`` sum to ``total``."""
@@ -106,6 +109,7 @@ def _layer_times(part: LayerPart, prepared: Prepared, c: Constants) -> _LayerTim
     passes = [kernels.total(x, p, c, job.framework) for x in (part.forward, part.inputs, part.weights, part.core)]
     comm = [{axis: s * visible_share(job, c, axis) for axis, s in x.items()} for x in (part.forward_comm, part.backward_comm)]
     host = (c.host_expert_s if part.expert else c.host_dense_s) * (c.host_captured if captured(job) else 1.0)
+    host *= c.host_grace if "grace" in prepared.host else 1.0
     return _LayerTimes(*passes, host, *comm)
 
 
@@ -197,11 +201,12 @@ def spread(job: TrainingJob, prepared: Prepared, c: Constants, breakdown: dict[s
     """Standard deviation of log step time: what calibration left, and what the chip's data sheet leaves open."""
     p = prepared.point
     busy = (breakdown["compute_s"] + breakdown["recompute_s"]) / sum(breakdown.values())
-    parts = [c.log_sigma]
-    if p.bench[0] <= 0:
-        parts.append(busy * p.sigma_compute)
-        if p.family not in c.family:
-            parts.append(c.sigma.get("family", 0.0))
+    expert = any(layer.feed_forward.kind == "moe" for layer in job.architecture.layers)
+    parts = [c.sigma.get("expert" if expert else "dense", c.log_sigma)]
+    if job.chip.name not in CALIBRATED:
+        parts.append(c.sigma.get("chip", 0.0))
+    if not kernels.measured_name(p, c):
+        parts.append(busy * (0.05 if p.bench[0] > 0 else float(np.hypot(p.sigma_compute, kernels.UNMEASURED_SIGMA))))
     if job.framework not in ("megatron", "fsdp"):
         parts.append(c.sigma.get("framework", 0.0))
     return float(np.sqrt(np.sum(np.square(parts))))
