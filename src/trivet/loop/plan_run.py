@@ -105,13 +105,17 @@ def _poisson(request: PlanRequest) -> Traffic:
     """Poisson arrivals with fixed lengths."""
     if request.isl < 1 or request.osl < 1:
         raise TrivetError("lengths must be at least 1 token", field="isl/osl")
-    gaps = np.random.default_rng(request.seed).exponential(1.0 / request.rate_per_s, SYNTHETIC_REQUESTS)
-    count = SYNTHETIC_REQUESTS
+    return synthetic_traffic(request.rate_per_s, request.isl, request.osl, request.seed)
+
+
+def synthetic_traffic(rate_per_s: float, isl: int, osl: int, seed: int = 0, count: int = SYNTHETIC_REQUESTS) -> Traffic:
+    """``count`` Poisson arrivals of one length."""
+    gaps = np.random.default_rng(seed).exponential(1.0 / rate_per_s, count)
     return Traffic(
         arrival_s=np.cumsum(gaps),
-        input_tokens=np.full(count, request.isl, np.int32),
-        output_tokens=np.full(count, request.osl, np.int32),
-        name=f"poisson {request.rate_per_s:g}/s",
+        input_tokens=np.full(count, isl, np.int32),
+        output_tokens=np.full(count, osl, np.int32),
+        name=f"poisson {rate_per_s:g}/s",
     )
 
 

@@ -1,0 +1,45 @@
+"""``trivet claims``: the article's claims, computed."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(add_completion=False, rich_markup_mode=None)
+
+
+@app.command()
+def claims(
+    only: Annotated[list[str] | None, typer.Argument(help="Claims to compute (ids); default all.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of drawn inputs.")] = 0,
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", help="Folder for summary.json, claims.md and report.html.")
+    ] = None,
+    markdown: Annotated[Path | None, typer.Option(help="Also write the document to this file.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print summary.json instead of a table.")] = False,
+) -> None:
+    """Each claim of the article that can be checked: how, the verdict with its probability, what would change it."""
+    from trivet.apps.cli.screen import progress
+    from trivet.interop.results import result_file, result_folder
+    from trivet.loop.claims import Bench, compute
+    from trivet.report import claims_report as report
+
+    with progress(enabled=not as_json) as show:
+        found = [claim.to_dict() for claim in compute(Bench(seed=seed, progress=show), only or ())]
+    text = json.dumps({"claims": found}, indent=1, allow_nan=False) + "\n"
+    if out is not None:
+        with result_folder(out) as folder:
+            (folder / "summary.json").write_text(text)
+            (folder / "claims.md").write_text(report.markdown(found))
+            (folder / "report.html").write_text(report.html(found))
+    if markdown is not None:
+        with result_file(markdown) as path:
+            path.write_text(report.markdown(found))
+    if as_json:
+        sys.stdout.write(text)
+    else:
+        report.terminal(found)

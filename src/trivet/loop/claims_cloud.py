@@ -1,0 +1,101 @@
+"""Claims about the cloud, the models and the loop: clusters, one scheduler for 5,000 servers, M6, customers, capital."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from trivet.chip.catalogue import chip as chip_by_name
+from trivet.chip.estimate import Estimate
+from trivet.cloud.cluster.nodes import WHOLE, uniform_cluster
+from trivet.cloud.cluster.placement import schedule
+from trivet.cloud.cluster.tasks import Task
+from trivet.cloud.cost import capital_usd
+from trivet.cloud.energy import provisioned_facility_w
+from trivet.loop.claims import Bench, Claim, Figure, verdict
+from trivet.loop.claims_chips import SUBJECT, _serving
+
+RMB_PER_USD = 7.2
+CAPITAL_RMB = 380e9
+YEARS = 3.0
+AI_SHARE = Estimate(0.6, {"share of the capital spent on AI servers": 0.25})  # assumed: no breakdown is published
+UTILISATION = Estimate(0.5, {"mean use of the fleet": 0.3})  # assumed
+
+
+def _estimate(name: str, e: Estimate, unit: str, note: str = "") -> Figure:
+    return Figure(
+        name, e.value, e.lo, e.hi, unit, f"driven by {e.driver}" + (f"; {note}" if note else "") if e.driver else note
+    )
+
+
+def capital(bench: Bench) -> Claim:
+    """380 billion RMB as cards, megawatts and tokens a day."""
+    usd = CAPITAL_RMB / RMB_PER_USD
+    figures = []
+    for name in (SUBJECT, "h20"):
+        chip = chip_by_name(name)
+        cards = (AI_SHARE * usd) / capital_usd(chip)
+        megawatts = cards * provisioned_facility_w(chip, site="alibaba") * 1e-6
+        chips, sigma = _serving(bench, name)
+        per_chip = Estimate(40.0 * (1200 + 250) / chips * 86400.0, {"timing model": sigma})
+        tokens = cards * per_chip * UTILISATION
+        figures += [
+            _estimate(f"{name}: cards", cards, "cards"),
+            _estimate(f"{name}: power at the meter", megawatts, "MW"),
+            _estimate(f"{name}: tokens a day of Qwen3-32B (1,200 in, 250 out)", tokens * 1e-12, "trillion"),
+        ]
+    return Claim(
+        "capital", "At least 380 billion RMB in three years", "capital cost of a card with its server and network; power at the "
+        "meter; serving under SLO", "quantified", None,
+        "the price of an 810E, the share of the capital that buys AI servers, the fleet's mean use", tuple(figures),
+        f"The plan itself is published and not tested; these figures say what it buys at {RMB_PER_USD:g} RMB a dollar if "
+        "60% of it (an assumption, 80% interval 44-83%) goes into AI servers with their network.",
+    )  # fmt: skip
+
+
+def one_cluster(bench: Bench) -> Claim:
+    """5,000 servers under one scheduler: tasks placed a second, and how full the cluster gets."""
+    rng = np.random.default_rng(bench.seed)
+    servers, chips = 5000, 8
+    nodes = uniform_cluster(servers, chips, "server")
+    sizes = rng.choice([0, 1, 2, 4, 8], size=30_000, p=[0.2, 0.45, 0.15, 0.1, 0.1])
+    shares = np.where(
+        (sizes == 1) & (rng.random(len(sizes)) < 0.4), rng.choice([250, 500, 750], size=len(sizes)), WHOLE
+    )
+    tasks = [
+        Task(f"t{i:06d}", int(max(size, 0.5) * 8000), int(max(size, 0.5) * 65536), int(size), int(share) if size else 0)
+        for i, (size, share) in enumerate(zip(sizes, shares, strict=True))
+    ]
+    asked = sum(task.total_milli for task in tasks) / (servers * chips * WHOLE)
+    placed = schedule(nodes, tasks, "bestfit", seed=bench.seed)
+    full = placed.allocation_percent()
+    wanted = min(100.0 * asked, 100.0)
+    # A count, not an estimate: the tasks are placed or they are not.
+    probability = 1.0 if full >= 0.95 * wanted else 0.0
+    return Claim(
+        "one-cluster", "Apsara put 5,000 servers into one cluster", "one scheduler over 5,000 servers, 30,000 tasks, BestFit",
+        verdict(probability), probability,
+        "the control plane's own limits (heartbeats, storage of state), which are not simulated",
+        (
+            Figure("chips allocated", full, full, full, "%", f"{100 * asked:.0f}% asked for"),
+        ),
+        "How many placements a second: benchmarks/schedule.py (a duration would differ from run to run).",
+    )  # fmt: skip
+
+
+def strategy(bench: Bench) -> Claim:
+    """Only Alibaba and Google hold all three legs."""
+    del bench
+    return Claim(
+        "full-stack", "Only Alibaba and Google hold chip, cloud and model together; four clouds hold over 80% of the market",
+        "not computed: facts of ownership and of the market, not of a stack", "not computed", None,
+        "market data, which Trivet does not hold",
+    )  # fmt: skip
+
+
+CLOUD_CLAIMS: dict[str, Callable[[Bench], Claim]] = {
+    "one-cluster": one_cluster,
+    "capital": capital,
+    "full-stack": strategy,
+}
