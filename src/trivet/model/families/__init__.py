@@ -5,7 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from trivet.model.blueprint import Blueprint
-from trivet.model.families import dense, experts, hybrid, latent, mixtures, multimodal, plain, special, state_space
+from trivet.model.families import (
+    dense,
+    experts,
+    hybrid,
+    latent,
+    mixtures,
+    multimodal,
+    plain,
+    special,
+    state_space,
+    vision_language,
+)
 from trivet.model.fields import Fields
 
 Reader = Callable[[Fields], Blueprint]
@@ -19,5 +30,6 @@ FAMILIES: dict[str, Reader] = {
     **hybrid.FAMILIES,
     **special.FAMILIES,
     **state_space.FAMILIES,
+    **vision_language.FAMILIES,
     **multimodal.FAMILIES,
 }

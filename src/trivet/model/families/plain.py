@@ -83,7 +83,7 @@ def read_style(
     if style.head_dim_from_hidden:
         changes["head_dim"] = hidden // f.positive("num_attention_heads")
     base = attention(f, **changes)
-    kind = style.qk_norm if not style.qk_norm_field or f.flag(style.qk_norm_field) else ""
+    kind = style.qk_norm if not style.qk_norm_field or f.flag(style.qk_norm_field, False) else ""
     if kind == "head":
         base = replace(base, qk_norm=True)
     extra = 0 if kind == "head" else qk_norm_size(kind, base)

@@ -434,6 +434,7 @@ def bailing_hybrid(f: Fields) -> Blueprint:
         mixer=lambda i: full if kinds[i] == "full_attention" else scan,
         feed_forward=lambda i: sparse if where[i] else plain,
         mixer_extra=lambda i: bias + heads * hidden if kinds[i] == "full_attention" else correction,
+        tied=False,
     )
     blueprint.mtp_layers = f.optional("num_nextn_predict_layers")
     return blueprint
