@@ -50,7 +50,7 @@ class StepResult:
     tokens_per_s_per_chip: float
     model_flops_per_s_per_chip: float
     mfu: float
-    log_sigma: float
+    spread: dict[str, float]  # cause -> standard deviation of log step time; independent
     breakdown: dict[str, float]
     memory: tuple[RankMemory, ...]
     capacity_bytes: float
@@ -60,6 +60,10 @@ class StepResult:
     @property
     def peak(self) -> RankMemory:
         return max(self.memory, key=lambda rank: rank.total)
+
+    @property
+    def log_sigma(self) -> float:
+        return float(np.sqrt(sum(s * s for s in self.spread.values())))
 
     @property
     def fits(self) -> bool:
@@ -197,16 +201,16 @@ def train_step(job: TrainingJob, net: Network | None = None, constants: Constant
     return finish(prepare(job, net), constants or shipped())
 
 
-def spread(job: TrainingJob, prepared: Prepared, c: Constants, breakdown: dict[str, float]) -> float:
-    """Standard deviation of log step time: what calibration left, and what the chip's data sheet leaves open."""
+def spread(job: TrainingJob, prepared: Prepared, c: Constants, breakdown: dict[str, float]) -> dict[str, float]:
+    """Named causes and their standard deviations of log step time: what calibration left, and what the chip leaves open."""
     p = prepared.point
     busy = (breakdown["compute_s"] + breakdown["recompute_s"]) / sum(breakdown.values())
     expert = any(layer.feed_forward.kind == "moe" for layer in job.architecture.layers)
-    parts = [c.sigma.get("expert" if expert else "dense", c.log_sigma)]
+    found = {"step model": c.sigma.get("expert" if expert else "dense", c.log_sigma)}
     if job.chip.name not in CALIBRATED:
-        parts.append(c.sigma.get("chip", 0.0))
+        found["software on a chip without measured runs"] = c.sigma.get("chip", 0.0)
     if not kernels.measured_name(p, c):
-        parts.append(busy * (0.05 if p.bench[0] > 0 else float(np.hypot(p.sigma_compute, kernels.UNMEASURED_SIGMA))))
+        found[f"{job.chip.name} sustained share of the peak"] = busy * (0.05 if p.bench[0] > 0 else kernels.UNMEASURED_SIGMA)
     if job.framework not in ("megatron", "fsdp"):
-        parts.append(c.sigma.get("framework", 0.0))
-    return float(np.sqrt(np.sum(np.square(parts))))
+        found["framework without measured runs"] = c.sigma.get("framework", 0.0)
+    return found
