@@ -21,11 +21,7 @@ CHIP = Chip("h100", "H100", "NVIDIA", "hopper", "accelerator")
 
 
 def architecture(moe: bool, mtp: int = 0) -> Architecture:
-    feed = (
-        FeedForward("moe", experts=128, top_k=8, expert_intermediate=768)
-        if moe
-        else FeedForward("dense", 4096)
-    )
+    feed = FeedForward("moe", experts=128, top_k=8, expert_intermediate=768) if moe else FeedForward("dense", 4096)
     layer = Layer(Mixer("attention", 32, 8, 128), feed, 4)
     name = "org/moe" if moe else "org/dense"
     return Architecture(name, "x", 4096, 1000, (layer,), False, 4096, Quantisation(), 1, 1, mtp_layers=mtp)
@@ -41,9 +37,7 @@ def deployment(
 def test_vllm_names() -> None:
     layout = Layout(tp=2, pp=2, attention_dp=4, moe_ep=8)
     words = shlex.split(
-        launch_command(
-            deployment(layout=layout, mtp=1, kv_dtype="fp8", max_model_len=9000, speculative_tokens=3)
-        )
+        launch_command(deployment(layout=layout, mtp=1, kv_dtype="fp8", max_model_len=9000, speculative_tokens=3))
     )
     assert words[:3] == ["vllm", "serve", "org/moe"]
     pairs = dict(pairwise(words))
@@ -71,9 +65,7 @@ def test_sglang_counts_the_whole_server() -> None:
 
 def test_trtllm_writes_its_config() -> None:
     start = launch(
-        deployment(
-            "trtllm", layout=Layout(attention_dp=8, moe_ep=8), kv_dtype="fp8", num_kv_blocks=10, block_size=32
-        )
+        deployment("trtllm", layout=Layout(attention_dp=8, moe_ep=8), kv_dtype="fp8", num_kv_blocks=10, block_size=32)
     )
     (body,) = start.files.values()
     assert "enable_attention_dp: true" in body
@@ -85,7 +77,8 @@ def test_trtllm_writes_its_config() -> None:
 def test_disaggregated_and_many_nodes() -> None:
     assert "--disaggregation-mode prefill" in launch_command(deployment("sglang"), role="prefill")
     assert "kv_producer" in launch_command(deployment(), role="prefill")
-    assert "--nnodes 2" in launch_command(deployment(), nodes=2)
+    assert '--nnodes 2 --node-rank "$NODE_RANK"' in launch_command(deployment(), nodes=2)
+    assert parse(launch_command(deployment("sglang"), nodes=2)).nodes == 2
     assert launch_command(deployment("trtllm"), nodes=2, role="decode").count("srun") == 1
 
 

@@ -18,6 +18,7 @@ weights and cache in SGLang, of the memory left after loading in TensorRT-LLM.
 from __future__ import annotations
 
 import json
+import re
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -40,6 +41,11 @@ _TRTLLM_KV = {"fp8": "fp8", "nvfp4": "nvfp4", "bf16": "auto", "fp16": "auto"}
 _ONLINE = {"fp8": "fp8", "mxfp8": "mxfp8"}
 
 
+def _word(word: str) -> str:
+    """Quoted for a shell; a variable stays one."""
+    return f'"{word}"' if re.fullmatch(r"\$[A-Z_]+(:\d+)?", word) else shlex.quote(word)
+
+
 @dataclass(frozen=True, slots=True)
 class Launch:
     """``argv`` to run, ``files`` (name -> text) to write next to it, ``notes`` for the reader."""
@@ -53,7 +59,7 @@ class Launch:
         """What to paste into a shell; files become here-documents."""
         notes = [f"# {note}" for note in self.notes]
         files = [f"cat > {name} <<'EOF'\n{body}EOF" for name, body in self.files.items()]
-        return "\n".join([*notes, *files, shlex.join(self.argv)])
+        return "\n".join([*notes, *files, " ".join(map(_word, self.argv))])
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,9 +186,7 @@ def _vllm(deployment: Deployment, model: str, role: str, nodes: int) -> Launch:
 def _sglang(deployment: Deployment, model: str, role: str, nodes: int) -> Launch:
     layout, s = deployment.layout, deployment.settings
     if layout.cp > 1 or layout.dcp > 1:
-        raise Unsupported(
-            "context parallelism is not written for SGLang", field="layout", allowed="cp = dcp = 1"
-        )
+        raise Unsupported("context parallelism is not written for SGLang", field="layout", allowed="cp = dcp = 1")
     ranks = layout.attention_dp
     argv = ["python", "-m", "sglang.launch_server", "--model-path", model]
     argv += ["--tp-size", str(layout.chips_per_stage)]
@@ -241,9 +245,7 @@ def _trtllm(deployment: Deployment, model: str, role: str, nodes: int) -> Launch
             allowed="tp = 1 with attention_dp",
         )
     if layout.dcp > 1:
-        raise Unsupported(
-            "decode-context parallelism is not written for TensorRT-LLM", field="dcp", allowed="1"
-        )
+        raise Unsupported("decode-context parallelism is not written for TensorRT-LLM", field="dcp", allowed="1")
     argv = ["trtllm-serve", model, "--tp_size", str(layout.tp * layout.attention_dp)]
     for name, value in (("--pp_size", layout.pp), ("--cp_size", layout.cp)):
         if value > 1:
@@ -302,9 +304,7 @@ def _yaml(document: dict[str, Any]) -> str:
     return stream.getvalue()
 
 
-def parse(
-    command: str | Sequence[str], *, files: Mapping[str, str] | None = None, moe: bool = True
-) -> Parsed:
+def parse(command: str | Sequence[str], *, files: Mapping[str, str] | None = None, moe: bool = True) -> Parsed:
     """Read a launch command of any of the three engines; see ``flags_parse``.
 
     Args:
