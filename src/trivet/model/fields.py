@@ -41,6 +41,8 @@ tokenizer_class top_k top_p topk_group topk_method torch_dtype transformers_vers
 use_bidirectional_attention use_cache use_gemma_norm use_mamba_kernels use_moe_router_bias
 use_routing_bias use_unified_vision_chunk video_placeholder vision_feature_layer
 vision_feature_select_strategy
+mamba_chunk_size mamba_dt_init_floor mamba_dt_limit mamba_dt_max mamba_dt_min partial_rotary_factors use_falcon_mambapy num_labels
+spatial_pool_stride spatial_pool_mode video_seq_length projector_hidden_act use_associative_scan use_mambapy
 """
 HARMLESS = frozenset(_NAMES.split())
 HARMLESS_ENDINGS = (
@@ -106,6 +108,7 @@ class Fields:
         self.raw, self.model_type, self.path = raw, model_type, path
         self.has_class = known is not None
         self.defaults: dict[str, Any] = dict(known["defaults"]) if known else {}
+        self.legacy = frozenset(known.get("legacy", ())) if known else frozenset()
         self.aliases: dict[str, str] = dict(known["aliases"]) if known else {}
         self.read: set[str] = set()
         self.children: list[Fields] = []
@@ -197,7 +200,8 @@ class Fields:
         for field, value in self.raw.items():
             if field in self.read or harmless(field):
                 continue
-            if self.has_class and (field not in self.defaults or self.defaults[field] == value):
+            known = field in self.defaults or field in self.legacy
+            if self.has_class and (not known or self.defaults.get(field) == value):
                 continue  # the family's class ignores names that it does not know
             if value is None or value is False or value == [] or value == {}:
                 if not self.has_class:

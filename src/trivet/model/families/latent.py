@@ -44,6 +44,8 @@ def sparse_indices(f: Fields) -> set[int]:
 
 def deepseek_experts(f: Fields) -> FeedForward:
     width, experts = f.positive("moe_intermediate_size"), f.positive("n_routed_experts")
+    if "num_experts" in f.legacy and f.given("num_experts"):
+        experts = f.positive("num_experts")  # the class takes this older name over
     top_k = f.optional("num_experts_per_tok") or experts  # a class whose default names none
     return FeedForward(
         "moe",

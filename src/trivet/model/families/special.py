@@ -187,13 +187,18 @@ def step_text(f: Fields) -> Blueprint:
     wide = windows(f, layers)
     bias = f.flag("attention_bias", False)
     base = attention(f, qkv_bias=bias, out_bias=bias, qk_norm=True)
-    sliding_heads = f.optional("num_sliding_attention_heads") or base.heads
+    other = f.get("attention_other_setting", None) or {}
+    sliding_heads = f.optional("num_sliding_attention_heads") or other.get("num_attention_heads") or base.heads
     f.get("per_layer_config", None)  # repeats num_sliding_attention_heads
     for field in ("mtp_layer_types", "mtp_mlp_layer_types", "swiglu_limits", "swiglu_limits_shared"):
         f.get(field, None)
     mlp_bias = f.flag("mlp_bias", False)
     first = f.whole("first_k_dense_replace", 3)
     kinds = f.many("mlp_layer_types")
+    listed = f.get("moe_layers_enum", None)
+    if listed is not None and not kinds:
+        chosen = {int(i) for i in (listed.split(",") if isinstance(listed, str) else listed)}
+        kinds = ["sparse" if i in chosen else "dense" for i in range(layers)]
     shared = f.positive("share_expert_dim")
     experts = "n_routed_experts" if "n_routed_experts" in f.defaults or "n_routed_experts" in f.raw else "num_experts"
     sparse = moe(f, experts, "moe_intermediate_size", shared_intermediate=shared)
@@ -204,7 +209,7 @@ def step_text(f: Fields) -> Blueprint:
         if name in f.raw
     )
     sparse_at = [k == "sparse" for k in kinds] if kinds else [i >= first for i in range(layers)]
-    mixers = [replace(base, window=w, heads=sliding_heads if w else base.heads) for w in wide]
+    mixers = [replace(base, window=w, heads=sliding_heads if "sliding" in kind else base.heads) for w, kind in zip(wide, layer_types(f, layers), strict=True)]
     blueprint = decoder(
         f,
         mixer=lambda i: mixers[i],

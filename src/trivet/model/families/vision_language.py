@@ -19,7 +19,7 @@ def language_model(f: Fields, field: str, default: str, prefix: tuple[str, ...] 
     """Read the nested language model by its own ``model_type``; ``prefix``: fields that stand at the top in old configs."""
     from trivet.model.families import FAMILIES
 
-    if f.get(field, None) is None and any(name in f.raw for name in prefix):
+    if f.raw.get(field) is None and any(name in f.raw for name in prefix):
         text = Fields(f.raw, default, f.path)
         text.read.update(("vision_config", "audio_config", "tie_word_embeddings"))
         f.read.update(f.raw)
@@ -113,7 +113,8 @@ def mistral3(f: Fields) -> Blueprint:
 
 
 def gemma3(f: Fields) -> Blueprint:
-    text, blueprint = language_model(f, "text_config", "gemma3_text")
+    default = "gemma3_text"
+    text, blueprint = language_model(f, "text_config", default)
     vision, size = tower(f, "vision_config", "siglip_vision_model")
     blueprint.add("vision", size)
     width = vision.positive("hidden_size")
