@@ -34,6 +34,7 @@ class EngineProfile:
     host_mixed_s: float
     host_per_sequence_s: float
     first_token_s: float  # HTTP, tokeniser, scheduler hand-over: once a request
+    first_token_steps: float  # decode steps until the first token leaves: tokens are streamed every few steps
     frontend_s: float  # serial part of the above, within a burst
     memory_reserve_bytes: float  # workspace, graphs, context
     memory_utilization: float
@@ -49,6 +50,12 @@ def _raw() -> dict[str, Any]:
     text = resources.files("trivet.data.calibration").joinpath("engines.json").read_text("utf-8")
     loaded: dict[str, Any] = json.loads(text)
     return loaded
+
+
+def stored() -> dict[str, Any]:
+    """Constants by engine as the data file holds them."""
+    engines: dict[str, Any] = _raw()["engines"]
+    return dict(engines)
 
 
 def profile(engine: str, version: str = "") -> EngineProfile:

@@ -44,6 +44,7 @@ class Policy:
     frontend_s: float = 0.0  # front end's serial time per request of a burst
     look_steps: float = 1.0  # steps between two looks at the queue of new requests
     wait_steps: float = 0.0  # steps that a prompt may wait until every rank has one
+    first_token_steps: float = 0.0  # decode steps until the first token is streamed out (interval of streaming)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -125,6 +126,7 @@ class Split:
     transfer_token_s: float = 0.0
     tokens_a_step: float = 1.0
     frontend_s: float = 0.0
+    first_token_steps: float = 0.0
 
 
 def closed_loop_split(
@@ -160,7 +162,7 @@ def _closed_split(
         0 if split.routing == "round_robin" else 1, float(split.transfer_token_s), float(split.transfer_s),
         float(split.tokens_a_step), inputs, outputs, clients, float(overhead), float(split.frontend_s), ttft, tpot, finished,
     )  # fmt: skip
-    return _summary((ttft + overhead, tpot, finished, outputs), weights, count)
+    return _summary((ttft + overhead + split.first_token_steps * tpot, tpot, finished, outputs), weights, count)
 
 
 def _plan(concurrency: float, waves: float) -> tuple[int, int, Floats]:
@@ -203,7 +205,7 @@ def _run(
         float(policy.tokens_a_step), float(policy.decode_tokens), float(policy.look_steps), float(policy.wait_steps), inputs, outputs, arrivals, clients,
         float(table.first_token_overhead_s), float(policy.frontend_s), ttft, tpot, finished,
     )  # fmt: skip
-    return ttft + table.first_token_overhead_s, tpot, finished, outputs
+    return ttft + table.first_token_overhead_s + policy.first_token_steps * tpot, tpot, finished, outputs
 
 
 def _summary(run: tuple[Floats, ...], weights: Floats, count: int) -> tuple[float, ...]:
