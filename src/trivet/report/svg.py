@@ -225,7 +225,7 @@ main{max-width:1160px;margin:0 auto;padding:36px 24px 64px}
 h1{font-size:28px;line-height:1.2;letter-spacing:-.01em;margin:0 0 6px}
 h2{font-size:19px;margin:40px 0 12px;letter-spacing:-.005em}
 .sub{color:var(--muted);margin:0 0 8px}
-.grid{display:grid;grid-template-columns:repeat(auto-fit,minmax(440px,1fr));gap:16px}
+.grid{display:grid;grid-template-columns:repeat(auto-fill,minmax(440px,1fr));gap:16px}
 .chart{margin:0 0 16px;padding:16px 18px 10px;background:var(--card);border:1px solid
 var(--grid);border-radius:10px} .chart{max-width:780px}
 .grid .chart{margin:0;max-width:none}
@@ -254,9 +254,9 @@ svg .p{fill:currentColor;stroke:var(--card);stroke-width:1}
 svg .e{stroke:currentColor;stroke-width:1.3;stroke-opacity:.65}
 svg .b{fill:currentColor}
 svg .b:hover,svg .p:hover{fill-opacity:.7}
-.kpis{display:grid;grid-template-columns:repeat(auto-fit,minmax(150px,1fr));gap:12px;margin:18px 0}
+.kpis{display:grid;grid-template-columns:repeat(auto-fit,minmax(124px,1fr));gap:12px;margin:18px 0}
 .kpi{background:var(--card);border:1px solid var(--grid);border-radius:10px;padding:12px 14px}
-.kpi b{display:block;font-size:22px;font-weight:650;letter-spacing:-.01em}
+.kpi b{display:block;font-size:20px;font-weight:650;letter-spacing:-.01em}
 .kpi span{color:var(--muted);font-size:13px}
 .tablewrap{overflow-x:auto;margin:0 0 16px}
 table{border-collapse:collapse;width:100%;font-size:14px;font-variant-numeric:tabular-nums}
