@@ -71,8 +71,10 @@ def chip_hour(chip: Chip, basis: str = "tco_hyperscaler", where: Server | None =
     return ChipHour(usd, basis, True, "derived: capital, facility, power" + ("" if over == 1 else f", times {over:g}"))
 
 
-def owner_hour_usd(chip: Chip, where: Server | None = None, site: str = "") -> Estimate:
-    """Derived owner's cost of one chip, USD an hour, whether or not a figure is published."""
+def owner_hour_usd(
+    chip: Chip, where: Server | None = None, site: str = "", card: Estimate | None = None
+) -> Estimate:
+    """Derived owner's cost of one chip, USD an hour, whether or not a figure is published; ``card`` overrides its price."""
     sheet = price_sheet("site")
     place = where or server_of(chip)
     years, capital_cost = estimate.of(sheet["years"], "years"), estimate.of(sheet["cost_of_capital"], "cost of capital")
@@ -80,15 +82,15 @@ def owner_hour_usd(chip: Chip, where: Server | None = None, site: str = "") -> E
     yearly = estimate.total((annuity(years, capital_cost), upkeep))
     power_price = estimate.of(sheet["facility_usd_per_kw_hour"], "facility price") + electricity_usd_per_kwh(chip, site)
     kilowatts = provisioned_facility_w(chip, place, site) * 1e-3
-    return capital_usd(chip, place) * yearly * (1.0 / HOURS_A_YEAR) + kilowatts * power_price
+    return capital_usd(chip, place, card) * yearly * (1.0 / HOURS_A_YEAR) + kilowatts * power_price
 
 
-def capital_usd(chip: Chip, where: Server | None = None) -> Estimate:
+def capital_usd(chip: Chip, where: Server | None = None, card: Estimate | None = None) -> Estimate:
     """One chip with its share of server and network, USD."""
     place = where or server_of(chip)
     network = place.scale_out.facts.get("usd_per_chip")
     share = Estimate(0.0) if network is None else estimate.of(network, f"{place.scale_out.name} usd_per_chip")
-    return estimate.total((card_usd(chip), server_share_usd(place), share))
+    return estimate.total((card or card_usd(chip), server_share_usd(place), share))
 
 
 def card_usd(chip: Chip) -> Estimate:
