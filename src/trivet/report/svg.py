@@ -256,7 +256,7 @@ svg .b{fill:currentColor}
 svg .b:hover,svg .p:hover{fill-opacity:.7}
 .kpis{display:grid;grid-template-columns:repeat(auto-fit,minmax(124px,1fr));gap:12px;margin:18px 0}
 .kpi{background:var(--card);border:1px solid var(--grid);border-radius:10px;padding:12px 14px}
-.kpi b{display:block;font-size:20px;font-weight:650;letter-spacing:-.01em}
+.kpi b{display:block;white-space:nowrap;font-size:18px;font-weight:650;letter-spacing:-.01em}
 .kpi span{color:var(--muted);font-size:13px}
 .tablewrap{overflow-x:auto;margin:0 0 16px}
 table{border-collapse:collapse;width:100%;font-size:14px;font-variant-numeric:tabular-nums}
