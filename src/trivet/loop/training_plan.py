@@ -140,13 +140,8 @@ def _job(campaign: Campaign, o: dict[str, Any], recompute: str) -> TrainingJob |
     if dp < 1 or dp * inner * o["pp"] > campaign.chips:
         return None
     each = o["micro_batch"] * dp
-    count = max(1, round(campaign.batch / campaign.seq_len / each))
-    if "global_batch" in campaign.fixed:
-        count = max(1, int(campaign.fixed["global_batch"]) // each)
-    wished = campaign.batch / campaign.seq_len
-    if count * each > 1.5 * wished and "global_batch" not in campaign.fixed and o["micro_batch"] > 1:
-        return None
-    if o["vp"] > 1 and count % o["pp"] and count < o["pp"]:
+    count = _micro_batches(campaign, each, o["pp"] if o["vp"] > 1 else 1)
+    if not count:
         return None
     split_fields = {k: v for k, v in campaign.fixed.items() if k in Split.__dataclass_fields__}
     job_fields = {k: v for k, v in campaign.fixed.items() if k in TrainingJob.__dataclass_fields__ and k not in ("split", "global_batch", "micro_batch")}
@@ -156,6 +151,17 @@ def _job(campaign: Campaign, o: dict[str, Any], recompute: str) -> TrainingJob |
         "zero": 3 if campaign.framework == "fsdp" else 1, "node_network_bytes_per_s": campaign.node_network_bytes_per_s,
     }
     return TrainingJob(campaign.architecture, campaign.chip, split, campaign.seq_len, count * each, o["micro_batch"], **{**base, **job_fields})
+
+
+def _micro_batches(campaign: Campaign, each: int, multiple: int) -> int:
+    """Micro-batches of a rank nearest to the wished batch and at most a quarter above it, in multiples of what interleaving
+    asks for; 0 where the replicas alone exceed it."""
+    if "global_batch" in campaign.fixed:
+        count, rest = divmod(int(campaign.fixed["global_batch"]), each)
+        return 0 if rest else count
+    wished = campaign.batch / campaign.seq_len / each
+    count = max(1, round(wished / multiple)) * multiple
+    return count if count <= 1.25 * wished else int(1.25 * wished / multiple) * multiple
 
 
 def _least_step_s(job: TrainingJob, c: Constants, flops_per_token: float) -> float:
@@ -226,6 +232,7 @@ def search(
         raise DoesNotFit(
             f"{campaign.architecture.name} on {campaign.chips} {campaign.chip.name}: none of {considered} configurations fits "
             f"({', '.join(f'{k}: {v}' for k, v in sorted(rejected.items()))})", field="chips",
+            allowed="more chips, a larger batch_tokens, or fewer fixed fields",
         )
     return best, considered, rejected
 
