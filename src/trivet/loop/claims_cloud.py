@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -13,8 +14,10 @@ from trivet.cloud.cluster.placement import schedule
 from trivet.cloud.cluster.tasks import Task
 from trivet.cloud.cost import capital_usd
 from trivet.cloud.energy import provisioned_facility_w
-from trivet.loop.claims import Bench, Claim, Figure, verdict
+from trivet.loop import training_plan
+from trivet.loop.claims import Bench, Claim, Figure, exceeds, verdict
 from trivet.loop.claims_chips import SUBJECT, _serving
+from trivet.model.config import read as read_model
 
 RMB_PER_USD = 7.2
 CAPITAL_RMB = 380e9
@@ -84,6 +87,38 @@ def one_cluster(bench: Bench) -> Claim:
     )  # fmt: skip
 
 
+WORKABLE = 0.9  # effective training time; Llama 3's cluster of 16,384 reported over 90%, ByteRobust's of 9,600 97%
+
+
+def ten_thousand_cards(bench: Bench) -> Claim:
+    """Training Qwen3-235B-A22B on 1,024 and on 10,240 cards: effective training time, and what scaling costs."""
+
+    def planned(chips: int) -> training_plan.TrainingPlan:
+        campaign = training_plan.Campaign(read_model("Qwen/Qwen3-235B-A22B"), chip_by_name(SUBJECT), chips, 36e12)
+        found: training_plan.TrainingPlan = bench.once(f"training plan {chips}", lambda: training_plan.plan(campaign))
+        return found
+
+    small, large = planned(1024), planned(10_240)
+    good = large.goodput
+    # What is lost is small and spreads like a log-normal; the goodput is its complement.
+    lost = 1.0 - good.share.value
+    sigma = math.log(max(1.0 - good.lo, 1e-6) / lost) / 1.2815515655446004
+    probability = 1.0 - exceeds(math.log(lost), sigma, 1.0 - WORKABLE)
+    scaling = large.best.result.tokens_per_s_per_chip / small.best.result.tokens_per_s_per_chip
+    hours = good.mean_time_between_failures_s / 3600.0
+    return Claim(
+        "ten-thousand-cards", "Clusters of 10,000 Zhenwu 810E cards work",
+        f"training plan of Qwen3-235B-A22B, failures by component, checkpoints, restarts: effective time of at least {WORKABLE:g}",
+        verdict(probability), probability, "the 810E's own failure rate (other chips' are used) and the fabric's congestion at scale",
+        (
+            Figure("effective training time at 10,240 cards", good.share.value, good.lo, good.hi, "", "", probability),
+            Figure("time between failures", hours, hours, hours, "h"),
+            Figure("speed of a card at 10,240 over 1,024, the batch of 16 M tokens unchanged", scaling, scaling, scaling, ""),
+            _estimate("days for 36 trillion tokens", large.days, "days"),
+        ),
+    )  # fmt: skip
+
+
 def strategy(bench: Bench) -> Claim:
     """Only Alibaba and Google hold all three legs."""
     del bench
@@ -95,6 +130,7 @@ def strategy(bench: Bench) -> Claim:
 
 
 CLOUD_CLAIMS: dict[str, Callable[[Bench], Claim]] = {
+    "ten-thousand-cards": ten_thousand_cards,
     "one-cluster": one_cluster,
     "capital": capital,
     "full-stack": strategy,
