@@ -21,41 +21,36 @@ CODES = {
 WHOLE = 1000
 
 
-class Nodes(NamedTuple):
-    """Free resources of the nodes, changed in place. Arrays [N] but where told."""
+NODE = np.dtype([
+    ("cpu", "i8"), ("mem", "i8"), ("chips", "i8"), ("model", "i8"),
+    ("kind", "i8"),  # models that the typical demand cannot tell apart share a kind
+    ("total", "i8"), ("whole", "i8"), ("top", "i8"),  # of what is left: sum, devices with 1000, the most on one device
+    ("state", "i8"),
+])  # fmt: skip
+CLASS = np.dtype([("cpu", "i8"), ("mem", "i8"), ("milli", "i8"), ("num", "i8"), ("shape", "i8"), ("affinity", "i8")])
+DEMAND = np.dtype([("cpu", "i8"), ("level", "i8"), ("num", "i8"), ("share", "f8")])
+STATE = np.dtype([("cpu", "i8"), ("kind", "i8"), ("n", "i8"), ("frag", "f8")])
 
-    cpu: Any
-    mem: Any
+
+class Nodes(NamedTuple):
+    """Free resources, changed in place."""
+
+    info: Any  # [N] of NODE
     left: Any  # [N, devices] thousandths
-    chips: Any
-    model: Any
-    kind: Any  # models that the typical demand cannot tell apart share a kind
-    total: Any  # sum of left
-    whole: Any  # devices with 1000 left
-    top: Any  # the most that one device has left
     affinity: Any  # [N, kinds of task] placed tasks
-    state: Any
 
 
 class Classes(NamedTuple):
-    """What tasks ask, by class [C]."""
+    """What tasks ask."""
 
-    cpu: Any
-    mem: Any
-    milli: Any
-    num: Any
+    info: Any  # [C] of CLASS
     allowed: Any  # [C, models]
-    shape: Any
-    affinity: Any  # kind of task, -1 without chips
 
 
 class Typical(NamedTuple):
-    """The expected demand [K]."""
+    """The expected demand."""
 
-    cpu: Any
-    level: Any  # index into levels
-    num: Any
-    share: Any
+    info: Any  # [K] of DEMAND
     access: Any  # [K, kinds of model]
     levels: Any  # distinct thousandths
 
@@ -64,12 +59,9 @@ class Store(NamedTuple):
     """Node states met so far and the scores known of them."""
 
     table: Any  # open-addressing hash table of state numbers
-    cpu: Any
-    kind: Any
-    n: Any
+    info: Any  # [states] of STATE
     left: Any  # [states, devices] sorted
     used: Any  # states numbered, states whose fragmentation is known
-    frag: Any
     scores: Any  # [shapes, states]
 
 
@@ -101,8 +93,8 @@ def _intn(rng, n):
 @njit(cache=True)
 def fragmentation(cpu, left, n, kind, typ, scratch):
     """``policies.fragmentation`` of ``left[:n]``."""
+    demand, access, levels = typ.info, typ.access, typ.levels
     count, lost, _ = scratch
-    t_cpu, t_level, t_num, t_share, t_access, levels = typ
     total = 0
     for d in range(n):
         total += left[d]
@@ -117,19 +109,19 @@ def fragmentation(cpu, left, n, kind, typ, scratch):
                 x += left[d]
         count[u], lost[u] = c, x
     lack_both = lack_chip = lack_cpu = cpu_fits = cpu_lacks = no_access = 0.0
-    for k in range(len(t_cpu)):
-        share = t_share[k]
-        cpu_ok = cpu >= t_cpu[k]
-        if t_num[k] == 0:
+    for k in range(len(demand)):
+        share = demand[k].share
+        cpu_ok = cpu >= demand[k].cpu
+        if demand[k].num == 0:
             if cpu_ok:
                 cpu_fits += share * total
             else:
                 cpu_lacks += share * total
-        elif not t_access[k, kind]:
+        elif not access[k, kind]:
             no_access += share * total
-        elif count[t_level[k]] >= t_num[k]:
+        elif count[demand[k].level] >= demand[k].num:
             if cpu_ok:
-                lack_chip += share * lost[t_level[k]]
+                lack_chip += share * lost[demand[k].level]
             else:
                 lack_cpu += share * total
         elif cpu_ok:
@@ -190,9 +182,9 @@ def priced(drop, cpu_rest, chip_rest, cpu_price):
 @njit(cache=True)
 def find_state(cpu, left, n, kind, store):
     """The number of the state, new or known; -1 when the store is full. ``left`` is copied sorted."""
-    table, s_cpu, s_kind, s_n, s_left = store.table, store.cpu, store.kind, store.n, store.left
-    row = store.used[0]
-    if row >= len(s_cpu):
+    table, known_states, s_left, used = store.table, store.info, store.left, store.used
+    row = used[0]
+    if row >= len(known_states):
         return -1
     for d in range(n):  # insertion sort into the next free row
         x = left[d]
@@ -211,10 +203,12 @@ def find_state(cpu, left, n, kind, store):
         known = table[slot]
         if known < 0:
             table[slot] = row
-            s_cpu[row], s_kind[row], s_n[row] = cpu, kind, n
-            store.used[0] = row + 1
+            known_states[row].cpu = cpu
+            known_states[row].kind = kind
+            known_states[row].n = n
+            used[0] = row + 1
             return row
-        if s_cpu[known] == cpu and s_kind[known] == kind and s_n[known] == n:
+        if known_states[known].cpu == cpu and known_states[known].kind == kind and known_states[known].n == n:
             same = True
             for d in range(n):
                 if s_left[known, d] != s_left[row, d]:
@@ -307,43 +301,43 @@ def scan(code, c, members, member_count, cpu_price, nodes, classes, typ, store, 
     ``feasible`` receives the nodes that fit where the policy draws. One call a task: passing the arrays costs more than
     looking at a node, so they are unpacked here, once.
     """
-    cpu, mem, top, whole, model, total = nodes.cpu, nodes.mem, nodes.top, nodes.whole, nodes.model, nodes.total
-    cpu_ask, mem_ask, milli, num = classes.cpu[c], classes.mem[c], classes.milli[c], classes.num[c]
-    allowed, row, state = classes.allowed[c], store.scores[classes.shape[c]], nodes.state
-    left, chips, affinity, kind_of_task = nodes.left, nodes.chips, nodes.affinity, classes.affinity[c]
+    info, left, affinity, ask_of = nodes.info, nodes.left, nodes.affinity, classes.info[c]
+    cpu_ask, mem_ask, milli, num = ask_of.cpu, ask_of.mem, ask_of.milli, ask_of.num
+    allowed, row, known_states, s_left = classes.allowed[c], store.scores[ask_of.shape], store.info, store.left
+    kind_of_task = ask_of.affinity
     ask = milli * num
     best, best_score, found, score = -1, -np.inf, 0, 0.0
     for m in range(member_count):
         i = members[m]
-        if cpu[i] < cpu_ask or mem[i] < mem_ask:
+        if info[i].cpu < cpu_ask or info[i].mem < mem_ask:
             continue
         if num > 0:
             if num == 1:
-                if top[i] < milli:
+                if info[i].top < milli:
                     continue
-            elif whole[i] < num:
+            elif info[i].whole < num:
                 continue
-            if not allowed[model[i]]:
+            if not allowed[info[i].model]:
                 continue
         if code == FGD or code == FGDCPU:
-            s = state[i]
+            s = info[i].state
             known = row[s]
             if known == UNKNOWN:
-                value, _ = fgd_score(code == FGD, store.frag[s], store.cpu[s], store.left[s], store.n[s], store.kind[s],
+                value, _ = fgd_score(code == FGD, known_states[s].frag, known_states[s].cpu, s_left[s], known_states[s].n, known_states[s].kind,
                                      cpu_ask, milli, num, typ, scratch)  # fmt: skip
                 if code == FGDCPU:
-                    value = priced(value, store.cpu[s] - cpu_ask, total[i] - ask, cpu_price)
+                    value = priced(value, known_states[s].cpu - cpu_ask, info[i].total - ask, cpu_price)
                 known = np.float32(value)
                 row[s] = known
             score = float(known)
         elif code == BESTFIT:
-            score = 1.0 * best_fit_score(cpu[i], total[i], cpu_ask, ask)
+            score = 1.0 * best_fit_score(info[i].cpu, info[i].total, cpu_ask, ask)
         elif code == DOTPROD:
-            score = 1.0 * dot_product_score(cpu[i], total[i], cpu_ask, ask)
+            score = 1.0 * dot_product_score(info[i].cpu, info[i].total, cpu_ask, ask)
         elif code == GPUPACKING:
-            score = 1.0 * gpu_packing_score(left, i, chips[i], whole[i], milli, num)
+            score = 1.0 * gpu_packing_score(left, i, info[i].chips, info[i].whole, milli, num)
         elif code == GPUCLUSTERING:
-            score = 1.0 * gpu_clustering_score(affinity, i, total[i], kind_of_task)
+            score = 1.0 * gpu_clustering_score(affinity, i, info[i].total, kind_of_task)
         elif code == RANDOM:
             feasible[found] = i
         else:
@@ -357,55 +351,59 @@ def scan(code, c, members, member_count, cpu_price, nodes, classes, typ, store, 
 @njit(cache=True)
 def pick_devices(code, i, c, nodes, classes, typ, store, scratch, rng):
     """Bit mask of the devices of node ``i`` that a task of class ``c`` gets."""
-    milli, num, n, value = classes.milli[c], classes.num[c], nodes.chips[i], 0
+    node, left = nodes.info[i], nodes.left[i]
+    milli, num, n, value = classes.info[c].milli, classes.info[c].num, node.chips, 0
     if (code == FGD or code == FGDCPU) and num == 1 and milli < WHOLE:
-        _, device = fgd_score(code == FGD, store.frag[nodes.state[i]], nodes.cpu[i], nodes.left[i], n, nodes.kind[i],
-                              classes.cpu[c], milli, num, typ, scratch)  # fmt: skip
-        value = nodes.left[i, device]
-    return choose(code, nodes.left[i], n, milli, num, value, rng)
+        _, device = fgd_score(code == FGD, store.info[node.state].frag, node.cpu, left, n, node.kind,
+                              classes.info[c].cpu, milli, num, typ, scratch)  # fmt: skip
+        value = left[device]
+    return choose(code, left, n, milli, num, value, rng)
 
 
 @njit(cache=True)
 def change(i, c, mask, sign, nodes, classes):
     """Take (``sign`` -1) or give back (+1) what a task of class ``c`` holds on node ``i``."""
-    milli, num = classes.milli[c], classes.num[c]
-    nodes.cpu[i] += sign * classes.cpu[c]
-    nodes.mem[i] += sign * classes.mem[c]
+    info, left, ask = nodes.info, nodes.left, classes.info[c]
+    milli, num = ask.milli, ask.num
+    info[i].cpu += sign * ask.cpu
+    info[i].mem += sign * ask.mem
     if num > 0:
-        nodes.total[i] += sign * milli * num
-        nodes.affinity[i, classes.affinity[c]] -= sign
+        info[i].total += sign * milli * num
+        nodes.affinity[i, ask.affinity] -= sign
         highest, full = 0, 0
-        for d in range(nodes.chips[i]):
+        for d in range(info[i].chips):
             if (mask >> np.uint64(d)) & np.uint64(1):
-                nodes.left[i, d] += sign * milli
-            highest = max(highest, nodes.left[i, d])
-            if nodes.left[i, d] == WHOLE:
+                left[i, d] += sign * milli
+            highest = max(highest, left[i, d])
+            if left[i, d] == WHOLE:
                 full += 1
-        nodes.top[i], nodes.whole[i] = highest, full
+        info[i].top = highest
+        info[i].whole = full
 
 
 @njit(cache=True)
 def restate(i, nodes, typ, store, scratch):
     """Number the state that node ``i`` is in now, and know its fragmentation."""
-    s = find_state(nodes.cpu[i], nodes.left[i], nodes.chips[i], nodes.kind[i], store)
+    info, left, used, known_states = nodes.info, nodes.left, store.used, store.info
+    s = find_state(info[i].cpu, left[i], info[i].chips, info[i].kind, store)
     if s < 0:  # full: forget all states and number the present ones anew
         store.table[:] = -1
-        store.used[:] = 0
+        used[:] = 0
         store.scores[:, :] = UNKNOWN
-        for j in range(len(nodes.cpu)):
-            nodes.state[j] = find_state(nodes.cpu[j], nodes.left[j], nodes.chips[j], nodes.kind[j], store)
-        s = nodes.state[i]
-    nodes.state[i] = s
-    while store.used[1] < store.used[0]:
-        r = store.used[1]
-        store.frag[r] = fragmentation(store.cpu[r], store.left[r], store.n[r], store.kind[r], typ, scratch)
-        store.used[1] = r + 1
+        for j in range(len(info)):
+            info[j].state = find_state(info[j].cpu, left[j], info[j].chips, info[j].kind, store)
+        s = info[i].state
+    info[i].state = s
+    while used[1] < used[0]:
+        r = used[1]
+        known_states[r].frag = fragmentation(known_states[r].cpu, store.left[r], known_states[r].n, known_states[r].kind, typ, scratch)
+        used[1] = r + 1
 
 
 @njit(cache=True)
 def place_range(start, stop, code, cpu_price, nodes, classes, task_class, typ, rng, store, out_where, out_mask):
     """Place tasks ``start`` to ``stop``; all state lives in the arrays, so that a caller may stop and go on."""
-    count_n = len(nodes.cpu)
+    count_n = len(nodes.info)
     scratch = new_scratch(nodes, typ)
     feasible, members = np.empty(count_n, np.int64), np.arange(count_n)
     for k in range(start, stop):
@@ -432,5 +430,5 @@ def new_scratch(nodes, typ):
 def number_states(nodes, typ, store):
     """States and fragmentation of the empty nodes, before the first task."""
     scratch = new_scratch(nodes, typ)
-    for i in range(len(nodes.cpu)):
+    for i in range(len(nodes.info)):
         restate(i, nodes, typ, store, scratch)

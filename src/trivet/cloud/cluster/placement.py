@@ -58,27 +58,32 @@ class Placement:
         return {int(p): float(sums[p] / counts[p]) for p in np.flatnonzero(counts)}
 
 
+def records(dtype: np.dtype[Any], **columns: Any) -> NDArray[Any]:
+    """A structured array from columns; every field of ``dtype`` must be given."""
+    out = np.empty(len(next(iter(columns.values()))), dtype)
+    for name in dtype.names or ():
+        out[name] = columns[name]
+    return out
+
+
 def typical_arrays(typical: Sequence[TypicalTask], models: Sequence[str]) -> tuple[Any, NDArray[np.int64]]:
     """Arrays of the demand model, and for each model the group of models that it cannot tell apart."""
-    from trivet.cloud.cluster._loop_place import Typical
+    from trivet.cloud.cluster._loop_place import DEMAND, Typical
 
     levels = np.array(sorted({t.chip_milli for t in typical if t.num_chips}) or [WHOLE], np.int64)
     access = np.array([allowed_models(t.chip_types, models) for t in typical], np.bool_).reshape(len(typical), len(models))
     groups, kind = np.unique(access, axis=1, return_inverse=True)
     milli = np.array([t.chip_milli if t.num_chips else levels[0] for t in typical], np.int64)
-    typ = Typical(
-        np.array([t.cpu_milli for t in typical], np.int64), np.searchsorted(levels, milli),
-        np.array([t.num_chips for t in typical], np.int64), np.array([t.share for t in typical], np.float64),
-        np.ascontiguousarray(groups), levels,
-    )  # fmt: skip
-    return typ, np.asarray(kind, np.int64).reshape(-1)
+    info = records(DEMAND, cpu=[t.cpu_milli for t in typical], level=np.searchsorted(levels, milli),
+                   num=[t.num_chips for t in typical], share=[t.share for t in typical])  # fmt: skip
+    return Typical(info, np.ascontiguousarray(groups), levels), np.asarray(kind, np.int64).reshape(-1)
 
 
 def loop_arrays(
     node_list: Sequence[Node], tasks: Sequence[Task], typical: Sequence[TypicalTask], states: int
 ) -> tuple[Any, Any, NDArray[np.int64], Any, Any]:
     """Arrays of the hot loop: nodes, classes, the class of each task, demand, and a store of ``states`` states."""
-    from trivet.cloud.cluster._loop_place import Classes, Nodes, Store
+    from trivet.cloud.cluster._loop_place import CLASS, NODE, STATE, Classes, Nodes, Store
 
     table = node_table(node_list)
     classes = class_table(tasks, table.models)
@@ -90,19 +95,16 @@ def loop_arrays(
     for task, c in zip(tasks, classes.task, strict=True):
         if task.num_chips and affinity[c] < 0:
             affinity[c] = kinds.setdefault(affinity_kind(task), len(kinds))
-    nodes = Nodes(
-        table.cpu_milli.copy(), table.memory_mib.copy(), left, table.chips, table.model, kind[table.model],
-        table.chips * WHOLE, table.chips.copy(), np.where(table.chips > 0, WHOLE, 0).astype(np.int64),
-        np.zeros((n, max(len(kinds), 1)), np.int64), np.zeros(n, np.int64),
-    )  # fmt: skip
-    by_class = Classes(classes.cpu_milli, classes.memory_mib, classes.chip_milli, classes.num_chips, classes.allowed,
-                       classes.shape, affinity)  # fmt: skip
+    info = records(NODE, cpu=table.cpu_milli, mem=table.memory_mib, chips=table.chips, model=table.model,
+                   kind=kind[table.model], total=table.chips * WHOLE, whole=table.chips,
+                   top=np.where(table.chips > 0, WHOLE, 0), state=np.zeros(n, np.int64))  # fmt: skip
+    nodes = Nodes(info, left, np.zeros((n, max(len(kinds), 1)), np.int64))
+    asked = records(CLASS, cpu=classes.cpu_milli, mem=classes.memory_mib, milli=classes.chip_milli, num=classes.num_chips,
+                    shape=classes.shape, affinity=affinity)  # fmt: skip
+    by_class = Classes(asked, classes.allowed)
     slots = 1 << int(2 * states).bit_length()
-    store = Store(
-        np.full(slots, -1, np.int64), np.zeros(states, np.int64), np.zeros(states, np.int64), np.zeros(states, np.int64),
-        np.zeros((states, width), np.int64), np.zeros(2, np.int64), np.zeros(states),
-        np.full((classes.shapes, states), -np.inf, np.float32),
-    )  # fmt: skip
+    store = Store(np.full(slots, -1, np.int64), np.zeros(states, STATE), np.zeros((states, width), np.int64),
+                  np.zeros(2, np.int64), np.full((classes.shapes, states), -np.inf, np.float32))  # fmt: skip
     return nodes, by_class, classes.task, typ, store
 
 
