@@ -22,13 +22,13 @@ Floats = NDArray[np.float64]
 # Constants that are fitted, with the spread of the prior around the default, in log. "a.b" is entry b of dict a.
 FITTED: dict[str, float] = {
     "gemm.bf16": 0.15, "gemm.fp8": 0.15, "gemm.fp4": 0.15, "gemm_framework.fsdp": 0.15, "grouped": 0.4,
-    "attention_forward": 0.2, "attention_backward": 0.2, "attention_framework.fsdp": 0.4, "attention_framework.fsdp.hopper": 0.4,
-    "scan": 0.6, "stream": 0.15, "stream_factor.fsdp": 0.5, "stream_factor.megatron": 0.4,
+    "attention_forward": 0.2, "attention_backward": 0.2, "attention_framework.fsdp-2023": 0.4, "attention_framework.fsdp-2023.hopper": 0.4,
+    "throttle.hopper": 0.1, "throttle.blackwell": 0.1, "scan": 0.6, "stream": 0.15, "stream_factor.fsdp": 0.5, "stream_factor.megatron": 0.4,
     "cast_factor.fp8": 0.4, "cast_factor.mxfp8": 0.4, "cast_factor.nvfp4": 0.4,
     "host_dense_s": 0.7, "host_expert_s": 0.7, "host_captured": 0.7, "host_grace": 0.3, "host_power": 0.3,
-    "exposed_tp": 0.6, "exposed_fsdp": 0.6, "exposed_pp": 0.6, "exposed_dp": 0.6, "exposed_ep": 0.4, "step_s": 0.7,
+    "exposed_tp": 0.6, "exposed_fsdp": 0.6, "exposed_pp": 0.6, "exposed_dp": 0.6, "step_s": 0.7,
 }
-BOUNDED = {"grouped", "stream", "exposed_tp", "exposed_fsdp", "exposed_pp", "exposed_dp", "exposed_ep", "host_captured"}
+BOUNDED = {"grouped", "stream", "exposed_tp", "exposed_fsdp", "exposed_pp", "exposed_dp", "host_captured"}
 
 
 @dataclass(frozen=True, slots=True)

@@ -131,7 +131,7 @@ def parse(row: Mapping[str, str | None]) -> Row:
     network = text(row, "node_network_gbps")
     job = TrainingJob(
         architecture, chip, Split(tp, pp, cp, dp, ep, 1, vp if pp > 1 else 1), whole(row, "seq_len", 2048), rounded, micro,
-        _precision(text(row, "precision"), notes), recompute or "none", framework=framework, version=version[1] if version else "",
+        _precision(text(row, "precision"), notes), recompute or "none", framework=framework, version=version[1] if version else "2023" if framework == "fsdp" and "llm-foundry" in source else "",
         zero=zero, shard_group=group, task=_task(text(row, "task")),
         gradient_dtype="bf16" if framework == "fsdp" or "Megatron-Bridge" in source else "",  # its performance recipes reduce in BF16
         node_network_bytes_per_s=float(network) * 1e9 / 8 if network else 0.0, measured_on=text(row, "measured_on"),

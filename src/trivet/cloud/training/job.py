@@ -111,6 +111,8 @@ class TrainingJob:
     offload_weights: str = ""
     offload_activations: str = ""
     expert_skew: float = 1.0
+    dispatch_dtype: str = "bf16"  # in which tokens travel to the experts: bf16, fp8
+    routed_domains: int = 0  # most scale-up domains that one token visits (group-limited routing); 0 = no limit
     server: str = ""
     fabric: str = ""
     node_network_bytes_per_s: float = 0.0  # per server and direction; 0 = the server's own
@@ -120,7 +122,7 @@ class TrainingJob:
     def __post_init__(self) -> None:
         for name, allowed in (
             ("precision", PRECISIONS), ("framework", FRAMEWORKS), ("task", TASKS), ("recompute", RECOMPUTE), ("tp_comm", TP_COMM),
-            ("gradient_dtype", ("", "bf16", "fp32")), ("offload_optimizer", OFFLOADS), ("offload_weights", OFFLOADS), ("offload_activations", OFFLOADS),
+            ("dispatch_dtype", ("bf16", "fp8")), ("gradient_dtype", ("", "bf16", "fp32")), ("offload_optimizer", OFFLOADS), ("offload_weights", OFFLOADS), ("offload_activations", OFFLOADS),
         ):
             if getattr(self, name) not in allowed:
                 raise TrivetError(f"unknown value {getattr(self, name)!r}", field=name, allowed=[repr(a) for a in allowed])

@@ -98,12 +98,13 @@ def sustained_share(p: ChipPoint, c: Constants, what: str) -> float:
     return _UNMEASURED.get(what, _UNMEASURED["bf16"])
 
 
-def total(parts: Iterable[Ideal], p: ChipPoint, c: Constants, framework: str) -> float:
-    """Seconds of a pass. ``p``: the chip at BF16."""
+def total(parts: Iterable[Ideal], p: ChipPoint, c: Constants, framework: str, version: str = "") -> float:
+    """Seconds of a pass. ``p``: the chip at BF16; ``version`` names the framework's year where that matters."""
     seconds = 0.0
-    tuned = c.attention_framework.get(framework, 1.0) * c.attention_framework.get(f"{framework}.{p.family}", 1.0)
-    attention = sustained_share(p, c, "attention") * tuned * c.attention_forward
-    matrix = c.gemm_framework.get(framework, 1.0)
+    era = f"{framework}-{version[:4]}"
+    tuned = c.attention_framework.get(era, 1.0) * c.attention_framework.get(f"{era}.{p.family}", 1.0)
+    attention = sustained_share(p, c, "attention") * tuned * c.attention_forward * c.throttle.get(p.family, 1.0)
+    matrix = c.gemm_framework.get(framework, 1.0) * c.throttle.get(p.family, 1.0)
     shares: dict[str, float] = {}
     for i in parts:
         share, traffic = 1.0, 1.0

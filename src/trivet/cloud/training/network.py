@@ -92,6 +92,8 @@ class Fabric:
         outside = group / inside
         everywhere = group * (1.0 - (1.0 - 1.0 / split.ep) ** top_k) if split.ep > 1 else float(group)
         domains = outside * (1.0 - (1.0 - 1.0 / outside) ** top_k)
+        if self.job.routed_domains:
+            domains = min(domains, float(self.job.routed_domains))
         near = rows * everywhere * row_bytes * (1.0 - 1.0 / group)
         seconds = self._rate_s(near, levels[0])
         if outside > 1:

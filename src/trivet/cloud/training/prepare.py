@@ -70,8 +70,10 @@ def _expert_comm(job: TrainingJob, layer: Layer, comm: Comm, fabric: Fabric) -> 
         return comm
     ffn, split = layer.feed_forward, job.split
     rows = job.micro_batch * job.seq_len / split.cp / split.tp
-    once = fabric.exchange(2.0 * (ffn.latent or job.architecture.hidden), rows, ffn.top_k)
-    return {**comm, "ep": 2.0 * once * job.expert_skew}
+    width = float(ffn.latent or job.architecture.hidden)
+    there = fabric.exchange((1.0 if job.dispatch_dtype == "fp8" else 2.0) * width, rows, ffn.top_k)
+    back = fabric.exchange(2.0 * width, rows, ffn.top_k)
+    return {**comm, "ep": (there + back) * job.expert_skew}
 
 
 def layer_part(job: TrainingJob, work: workload.LayerWork, fabric: Fabric, *, expert: bool) -> LayerPart:

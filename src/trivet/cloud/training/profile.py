@@ -23,11 +23,13 @@ class Constants:
     sustained: dict[str, dict[str, float]] = field(default_factory=dict)
     # training's products over those, by what the multiply-adds run at
     gemm: dict[str, float] = field(default_factory=lambda: {"bf16": 1.0, "fp8": 1.0, "fp4": 1.0, "int8": 1.0})
+    # what the power limit leaves of a generation's matrix rate in hours of training; benchmarks run for milliseconds
+    throttle: dict[str, float] = field(default_factory=lambda: {"hopper": 0.9, "blackwell": 0.9})
     gemm_framework: dict[str, float] = field(default_factory=lambda: {"fsdp": 1.0})
     grouped: float = 0.8  # grouped products over plain ones
     attention_forward: float = 1.0
     attention_backward: float = 0.8  # over the forward pass's rate
-    attention_framework: dict[str, float] = field(default_factory=lambda: {"fsdp": 0.7, "fsdp.hopper": 0.7})  # kernels of 2023
+    attention_framework: dict[str, float] = field(default_factory=lambda: {"fsdp-2023": 0.7, "fsdp-2023.hopper": 0.7})  # kernels of 2023
     scan: float = 0.1
     stream: float = 0.8  # share of the memory bandwidth
     stream_factor: dict[str, float] = field(default_factory=lambda: {"megatron": 1.0, "fsdp": 1.3, "deepspeed": 1.3})
@@ -41,7 +43,8 @@ class Constants:
     # share of a transfer that stays visible although the framework overlaps it
     exposed_tp: float = 0.5
     exposed_cp: float = 0.2
-    exposed_ep: float = 1.0
+    exposed_ep: float = 0.25  # where another micro-batch's compute hides the exchange (DualPipe, 1F1B overlap)
+    overlap_units: float = 0.15  # of the chip's units that such an overlap takes (20 of 132 in DeepSeek-V3)
     exposed_pp: float = 0.5
     exposed_dp: float = 0.2
     exposed_fsdp: float = 0.5

@@ -132,7 +132,8 @@ def saved_elements(layer: Layer, hidden: int) -> SavedElements:
     elif ffn.kind == "moe":
         width = ffn.latent or hidden
         expert_gemm += ffn.top_k * (width + ffn.expert_intermediate)
-        expert_other += ffn.top_k * ((hidden_of - 1) * ffn.expert_intermediate + width)
+        # gates are applied to the activations, so that the experts' outputs need not be kept
+        expert_other += ffn.top_k * (hidden_of - 1) * ffn.expert_intermediate
         split_other += (hidden_of - 1) * ffn.shared_intermediate
         split_gemm += ffn.shared_intermediate
         core += ffn.top_k * ffn.expert_intermediate + ffn.shared_intermediate

@@ -90,9 +90,14 @@ def captured(job: TrainingJob) -> bool:
     return hybrid or (version_of(job.version) >= (26, 6) and job.chip.family == "blackwell")
 
 
+def _hides_exchange(job: TrainingJob) -> bool:
+    """Whether the experts' exchange of one micro-batch runs behind another's compute."""
+    return job.overlap.ep or job.split.pipeline == "dualpipe"
+
+
 def visible_share(job: TrainingJob, c: Constants, axis: str) -> float:
     """Share of an axis's transfers that stays visible."""
-    hidden = {"tp": (job.overlap.tp, c.exposed_tp), "cp": (job.overlap.cp, c.exposed_cp), "ep": (job.overlap.ep, c.exposed_ep)}
+    hidden = {"tp": (job.overlap.tp, c.exposed_tp), "cp": (job.overlap.cp, c.exposed_cp), "ep": (_hides_exchange(job), c.exposed_ep)}
     on, share = hidden.get(axis, (False, 1.0))
     return (share if on else 1.0) * c.transfer
 
@@ -110,7 +115,7 @@ class _LayerTimes:
 
 def _layer_times(part: LayerPart, prepared: Prepared, c: Constants) -> _LayerTimes:
     job, p = prepared.job, prepared.point
-    passes = [kernels.total(x, p, c, job.framework) for x in (part.forward, part.inputs, part.weights, part.core)]
+    passes = [kernels.total(x, p, c, job.framework, job.version) for x in (part.forward, part.inputs, part.weights, part.core)]
     comm = [{axis: s * visible_share(job, c, axis) for axis, s in x.items()} for x in (part.forward_comm, part.backward_comm)]
     host = (c.host_expert_s if part.expert else c.host_dense_s) * (c.host_captured if captured(job) else 1.0)
     host *= c.host_grace if "grace" in prepared.host else 1.0
@@ -138,14 +143,16 @@ def _rank_times(rank: RankPart, times: list[_LayerTimes], prepared: Prepared, c:
     if job.task == "distill" and job.teacher is not None:
         forward += forward * job.teacher.active_parameters / job.architecture.active_parameters
     device = forward + inputs + weights + recompute
+    if job.split.ep > 1 and _hides_exchange(job):
+        device /= 1.0 - c.overlap_units
     joined = (device**c.host_power + host**c.host_power) ** (1.0 / c.host_power)
-    stretch = joined / device
+    stretch = joined / (forward + inputs + weights + recompute)
     gather = rank.gather_s * c.transfer
     gather = max(gather - joined, 0.0) + c.exposed_fsdp * min(gather, joined) if job.overlap.dp else gather
     offload = max(rank.offload_s - joined, 0.0)
     send = 2.0 * job.split.vp * prepared.send_s * c.transfer * (c.exposed_pp if job.overlap.pp else 1.0)
     parts |= {
-        "compute_s": forward + inputs + weights, "recompute_s": recompute, "host_s": joined - device, "dp_s": gather,
+        "compute_s": device - recompute, "recompute_s": recompute, "host_s": joined - device, "dp_s": gather,
         "offload_s": offload, "pp_s": send,
     }
     f = forward * stretch + forward_comm + gather / 3 + offload / 2 + send / 2
