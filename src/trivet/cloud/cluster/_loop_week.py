@@ -2,8 +2,8 @@
 """The hot loop of a cluster over time: arrivals, departures, queues, preemption, failures and repair.
 
 Events are handled in the order of time; at one moment repairs and departures come before failures, failures before
-arrivals. After resources came free the queue is walked once; a shape of job that did not fit is not tried again before
-more came free.
+arrivals. After resources came free the queues are walked once; a shape of job that did not fit is not tried again before
+more came free. State lives in few structured arrays: passing many to a compiled function costs more than its work.
 """
 
 from __future__ import annotations
@@ -19,217 +19,196 @@ FUTURE, QUEUED, RUNNING, DONE = range(4)
 FIFO, FAIR, DRF = range(3)
 CHIP, HOST, RACK, SOFTWARE = range(4)  # kinds of failure
 DOWN = 1 << 40  # CPU taken away from a node that is down, so that nothing fits
+REPAIR, SPARE = -2, -3  # versions that mark events of the heap that are not departures
+NORMAL, HELD, SERVING = range(3)  # what a node is as a spare
+
+JOB = np.dtype([
+    # asked, never changed
+    ("arrival", "f8"), ("work", "f8"),  # seconds at full speed; inf = a service
+    ("workers", "i8"), ("cls", "i8"), ("tenant", "i8"), ("priority", "i8"),
+    ("level", "i8"),  # 0 anywhere, 1 one rack, 2 one domain, 3 one pod
+    ("checkpoint", "f8"),  # seconds between checkpoints, 0 = starts again from nothing
+    ("kind", "i8"), ("shape", "i8"),  # what fails for one of a shape fails for all
+    ("first", "i8"), ("milli", "i8"),  # place of its workers; thousandths of all of them
+    # what became of it
+    ("status", "i8"), ("remaining", "f8"), ("started", "f8"), ("version", "i8"), ("next", "i8"), ("first_start", "f8"),
+    ("finish", "f8"), ("restarts", "i8"), ("evictions", "i8"), ("lost", "f8"), ("chip_seconds", "f8"), ("borrowed", "i8"),
+    ("at", "i8"), ("model", "i8"),
+])  # fmt: skip
+EVENT = np.dtype([("t", "f8"), ("j", "i8"), ("v", "i8")])
+FAULT = np.dtype([("t", "f8"), ("kind", "i8"), ("at", "i8"), ("device", "i8"), ("repair", "f8")])
+RULES = np.dtype([
+    ("order", "i8"), ("backfill", "i8"), ("depth", "i8"), ("preempt", "i8"), ("quota", "i8"), ("borrow", "i8"),
+    ("compact", "i8"), ("restart_s", "f8"), ("spare_s", "f8"),
+])  # fmt: skip
+DESK = np.dtype([
+    ("heap", "i8"), ("running", "i8"), ("freed", "i8"), ("arrived", "i8"), ("failed", "i8"), ("queued", "i8"),
+    ("spares", "i8"), ("spares_out", "i8"), ("clock", "f8"), ("queued_milli", "f8"), ("down_milli", "f8"),
+    ("shadow_t", "f8"), ("shadow_milli", "f8"),
+])  # fmt: skip
 
 
-class Jobs(NamedTuple):
-    """What jobs ask [J], sorted by arrival. Never changed."""
+class Work(NamedTuple):
+    """Jobs and where their workers are."""
 
-    arrival: Any
-    work: Any  # seconds at full speed; inf = a service
-    workers: Any
-    cls: Any
-    tenant: Any
-    priority: Any
-    level: Any  # 0 anywhere, 1 one rack, 2 one domain, 3 one pod
-    checkpoint: Any  # seconds between checkpoints, 0 = starts again from nothing
-    kind: Any  # for accounting
-    shape: Any  # jobs of one class, size, level and tenant group: what fails for one fails for all
-    first: Any  # offset of its workers in the placement arrays
-
-
-class Runs(NamedTuple):
-    """What became of the jobs [J] and where their workers are [W]."""
-
-    status: Any
-    remaining: Any
-    started: Any
-    version: Any
-    next: Any  # queue links
-    first_start: Any
-    finish: Any
-    restarts: Any  # by failure
-    evictions: Any
-    lost: Any  # seconds of work done twice
-    chip_seconds: Any  # held
-    borrowed: Any
-    node: Any  # [W]
-    mask: Any  # [W]
-    running: Any  # list of running jobs
-    at: Any  # place in that list
-    model: Any  # model of the first worker
+    jobs: Any  # [J] of JOB, by arrival
+    node: Any  # [workers]
+    mask: Any  # [workers] devices
+    running: Any  # [J] list of running jobs, as long as desk.running
 
 
 class Desk(NamedTuple):
-    """The scheduler's own state."""
+    """The scheduler's own state and the rules it follows."""
 
-    heap_t: Any
-    heap_j: Any
-    heap_v: Any
-    head: Any  # first queued job by queue
-    cursor: Any
-    tried: Any  # [shapes] freed counter at which the shape last failed
-    tried_evict: Any
-    shadow: Any  # [0] time, [1] spare milli, [2] for job, [3] counter
-    count: Any  # [0] heap, [1] running, [2] freed counter, [3] next arrival, [4] next failure, [5] queued, [6] spares left, [7] in service
-    usage: Any  # [tenants, models] thousandths held
-    use_cpu: Any  # [tenants]
-    use_mem: Any
-    held: Any  # [kinds] thousandths held now
-    clock: Any  # [0] last accounted time
-    integral: Any  # [hours, kinds + 4]: thousandth-seconds held by kind; queued, down, running job-seconds, tries
+    rules: Any  # [1] of RULES
+    now: Any  # [1] of DESK
+    heap: Any  # of EVENT
+    queue: Any  # [queues, 2] first job, cursor
+    tried: Any  # [shapes, 2] freed counter at which a start, an eviction last failed
+    usage: Any  # [tenants, models + 2] thousandths by model, CPU, memory
+    held: Any  # [kinds] thousandths
+    integral: Any  # [hours, kinds + 3] thousandth-seconds held by kind, queued, down; running job-seconds
 
 
 class Site(NamedTuple):
-    """What does not change: groups, quotas, capacities, failures, options."""
+    """Groups, quotas, capacities, failures, what is out of service."""
 
     group: Any  # [4, N] group of each node by level
-    groups: Any  # [4] number of groups
-    quota: Any  # [tenants, models]
-    weight: Any  # [tenants]
-    capacity: Any  # [models] thousandths, then CPU, then memory
-    fail_t: Any
-    fail_kind: Any
-    fail_at: Any  # node, or rack
-    fail_device: Any
-    fail_repair: Any
-    down: Any  # [N] nesting of reasons to be down
+    quota: Any  # [tenants, models + 1] thousandths; last: 1000 x weight
+    capacity: Any  # [models + 2]
+    faults: Any  # [F] of FAULT, by time
+    flags: Any  # [N, 2] reasons to be down, spare
     device_down: Any  # [N, D]
-    spare: Any  # [N] 1 = held back
-    options: Any  # see ``OPTIONS``
-
-
-OPTIONS = ("order", "backfill", "depth", "preempt", "quota", "borrow", "compact", "restart_s", "spare_s")
-ORDER, BACKFILL, DEPTH, PREEMPT, QUOTA, BORROW, COMPACT, RESTART, SPARE_S = range(9)
+    counts: Any  # [4] failures that hit, by kind
 
 
 @njit(cache=True)
 def push(desk, t, j, v):
-    """Add an event to the binary heap; equal times go by job number."""
-    k = desk.count[0]
-    desk.count[0] = k + 1
+    """Add an event to the binary heap; equal times go by number."""
+    heap, now = desk.heap, desk.now
+    k = now[0].heap
+    now[0].heap = k + 1
     while k > 0:
         p = (k - 1) >> 1
-        if desk.heap_t[p] < t or (desk.heap_t[p] == t and desk.heap_j[p] <= j):
+        if heap[p].t < t or (heap[p].t == t and heap[p].j <= j):
             break
-        desk.heap_t[k], desk.heap_j[k], desk.heap_v[k] = desk.heap_t[p], desk.heap_j[p], desk.heap_v[p]
+        heap[k].t, heap[k].j, heap[k].v = heap[p].t, heap[p].j, heap[p].v
         k = p
-    desk.heap_t[k], desk.heap_j[k], desk.heap_v[k] = t, j, v
+    heap[k].t, heap[k].j, heap[k].v = t, j, v
 
 
 @njit(cache=True)
 def pop(desk):
-    t, j, v = desk.heap_t[0], desk.heap_j[0], desk.heap_v[0]
-    n = desk.count[0] - 1
-    desk.count[0] = n
-    lt, lj, lv = desk.heap_t[n], desk.heap_j[n], desk.heap_v[n]
+    heap, now = desk.heap, desk.now
+    j0, v0 = heap[0].j, heap[0].v
+    n = now[0].heap - 1
+    now[0].heap = n
+    lt, lj, lv = heap[n].t, heap[n].j, heap[n].v
     k = 0
     while True:
         c = 2 * k + 1
         if c >= n:
             break
-        if c + 1 < n and (desk.heap_t[c + 1] < desk.heap_t[c] or (desk.heap_t[c + 1] == desk.heap_t[c] and desk.heap_j[c + 1] < desk.heap_j[c])):
+        if c + 1 < n and (heap[c + 1].t < heap[c].t or (heap[c + 1].t == heap[c].t and heap[c + 1].j < heap[c].j)):
             c += 1
-        if lt < desk.heap_t[c] or (lt == desk.heap_t[c] and lj <= desk.heap_j[c]):
+        if lt < heap[c].t or (lt == heap[c].t and lj <= heap[c].j):
             break
-        desk.heap_t[k], desk.heap_j[k], desk.heap_v[k] = desk.heap_t[c], desk.heap_j[c], desk.heap_v[c]
+        heap[k].t, heap[k].j, heap[k].v = heap[c].t, heap[c].j, heap[c].v
         k = c
-    if n > 0:
-        desk.heap_t[k], desk.heap_j[k], desk.heap_v[k] = lt, lj, lv
-    return t, j, v
+    heap[k].t, heap[k].j, heap[k].v = lt, lj, lv
+    return j0, v0
 
 
 @njit(cache=True)
-def account(desk, site, nodes, now):
+def account(desk, until):
     """Add what is held, queued and down to the hours since the last moment."""
-    t = desk.clock[0]
-    kinds = len(desk.held)
-    hours = desk.integral.shape[0]
-    while t < now:
+    now, held, integral = desk.now, desk.held, desk.integral
+    t, kinds = now[0].clock, len(held)
+    while t < until:
         h = int(t // 3600.0)
-        end = min(now, (h + 1) * 3600.0)
-        if h < hours:
+        end = min(until, (h + 1) * 3600.0)
+        if h < integral.shape[0]:
             dt = end - t
             for k in range(kinds):
-                desk.integral[h, k] += desk.held[k] * dt
-            desk.integral[h, kinds] += desk.clock[1] * dt  # thousandths queued
-            desk.integral[h, kinds + 1] += desk.clock[2] * dt  # thousandths down
-            desk.integral[h, kinds + 2] += desk.count[1] * dt
+                integral[h, k] += held[k] * dt
+            integral[h, kinds] += now[0].queued_milli * dt
+            integral[h, kinds + 1] += now[0].down_milli * dt
+            integral[h, kinds + 2] += now[0].running * dt
         t = end
-    desk.clock[0] = now
+    now[0].clock = until
 
 
 @njit(cache=True)
-def room(i, c, cpu, mem, left, whole, nodes, classes):
-    """How many tasks of class ``c`` fit on node ``i`` with these free resources."""
-    milli, num = classes.milli[c], classes.num[c]
-    most = 1 << 30
-    if classes.cpu[c] > 0:
-        most = min(most, cpu // classes.cpu[c])
-    if classes.mem[c] > 0:
-        most = min(most, mem // classes.mem[c])
-    if num > 0:
-        if not classes.allowed[c, nodes.model[i]]:
-            return 0
-        if milli == WHOLE:
-            most = min(most, whole // num)
-        else:
-            slots = 0
-            for d in range(nodes.chips[i]):
-                slots += left[d] // milli
-            most = min(most, slots)
-    return max(most, 0)
+def fill_room(c, most, info, left, classes, cap):
+    """How many tasks of class ``c``, at most ``most``, each node has room for; a node that is down has none."""
+    ask = classes.info[c]
+    allowed = classes.allowed[c]
+    for i in range(len(info)):
+        room = most
+        if ask.cpu > 0:
+            room = min(room, info[i].cpu // ask.cpu)
+        elif info[i].cpu < 0:
+            room = 0
+        if ask.mem > 0:
+            room = min(room, info[i].mem // ask.mem)
+        if ask.num > 0 and room > 0:
+            if not allowed[info[i].model]:
+                room = 0
+            elif ask.milli == WHOLE:
+                room = min(room, info[i].whole // ask.num)
+            else:
+                slots = 0
+                for d in range(info[i].chips):
+                    slots += left[i, d] // ask.milli
+                room = min(room, slots)
+        cap[i] = max(room, 0)
 
 
 @njit(cache=True)
-def place_job(j, code, price, members, member_count, jobs, runs, nodes, classes, typ, store, scratch, rng, feasible):
-    """Place all workers of job ``j`` on the listed nodes; the caller knows that a gang fits. False: a lone one does not."""
-    c, w0 = jobs.cls[j], jobs.first[j]
-    for w in range(jobs.workers[j]):
-        best, found = scan(code, c, members, member_count, price, nodes, classes, typ, store, scratch, feasible)
-        if found == 0:
-            return False
-        if code == RANDOM and found > 1:
-            best = feasible[_intn(rng, found)]
-        mask = pick_devices(code, best, c, nodes, classes, typ, store, scratch, rng)
-        change(best, c, mask, -1, nodes, classes)
-        if code == FGD or code == FGDCPU:
-            restate(best, nodes, typ, store, scratch)
-        runs.node[w0 + w], runs.mask[w0 + w] = best, mask
-    return True
+def capacities(j, within, cap, work, nodes, classes, desk, site):
+    """Workers of job ``j`` that fit on each node now; ``within``: only on models where its tenant keeps its quota."""
+    job = work.jobs[j]
+    info = nodes.info
+    fill_room(job.cls, job.workers, info, nodes.left, classes, cap)
+    if within and job.milli > 0:
+        usage, quota = desk.usage[job.tenant], site.quota[job.tenant]
+        for i in range(len(cap)):
+            if usage[info[i].model] + job.milli > quota[info[i].model]:
+                cap[i] = 0
 
 
 @njit(cache=True)
-def find_group(j, cap, jobs, site, members):
+def find_group(j, cap, compact, work, site, members):
     """Nodes to place job ``j`` on: the tightest group of its level that holds it, as a list; its length, 0 = none.
 
-    Without a need for a level a gang prefers one rack, then one pod, then anywhere (option ``compact``).
+    Without a need for a level a gang prefers one rack, then one pod, then anywhere (``compact``).
     """
-    count_n, need, level = len(cap), jobs.workers[j], jobs.level[j]
+    need, level, group = work.jobs[j].workers, work.jobs[j].level, site.group
     first, last = level, level
-    if level == 0 and need > 1 and site.options[COMPACT] > 0:
+    if level == 0 and need > 1 and compact:
         first, last = 1, 3
     if first > 0:
         for lv in range(first, last + 1):
             if level == 0 and lv == 2:
                 continue
-            sums = np.zeros(site.groups[lv], np.int64)
-            for i in range(count_n):
-                sums[site.group[lv, i]] += cap[i]
+            sums = np.zeros(group[lv].max() + 1, np.int64)
+            for i in range(len(cap)):
+                sums[group[lv, i]] += cap[i]
             best = -1
             for g in range(len(sums)):
                 if sums[g] >= need and (best < 0 or sums[g] < sums[best]):
                     best = g
             if best >= 0:
                 k = 0
-                for i in range(count_n):
-                    if cap[i] > 0 and site.group[lv, i] == best:
+                for i in range(len(cap)):
+                    if cap[i] > 0 and group[lv, i] == best:
                         members[k] = i
                         k += 1
                 return k
         if level > 0:
             return 0
     k, total = 0, 0
-    for i in range(count_n):
+    for i in range(len(cap)):
         if cap[i] > 0:
             members[k] = i
             k += 1
@@ -238,516 +217,516 @@ def find_group(j, cap, jobs, site, members):
 
 
 @njit(cache=True)
-def capacities(j, within, cap, jobs, nodes, classes, desk, site):
-    """Workers of job ``j`` that fit on each node now; ``within``: only on models where its tenant keeps its quota."""
-    c, tenant = jobs.cls[j], jobs.tenant[j]
-    ask = classes.milli[c] * classes.num[c] * jobs.workers[j]
-    for i in range(len(cap)):
-        m = nodes.model[i]
-        if within and ask > 0 and desk.usage[tenant, m] + ask > site.quota[tenant, m]:
-            cap[i] = 0
-        else:
-            cap[i] = min(room(i, c, nodes.cpu[i], nodes.mem[i], nodes.left[i], nodes.whole[i], nodes, classes), jobs.workers[j])
-
-
-@njit(cache=True)
-def start(j, now, over, jobs, runs, desk, site, nodes, classes):
-    """Book a placed job as running."""
-    c, tenant = jobs.cls[j], jobs.tenant[j]
-    ask = classes.milli[c] * classes.num[c]
-    for w in range(jobs.workers[j]):
-        desk.usage[tenant, nodes.model[runs.node[jobs.first[j] + w]]] += ask
-    desk.use_cpu[tenant] += classes.cpu[c] * jobs.workers[j]
-    desk.use_mem[tenant] += classes.mem[c] * jobs.workers[j]
-    desk.held[jobs.kind[j]] += ask * jobs.workers[j]
-    runs.status[j], runs.started[j], runs.borrowed[j] = RUNNING, now, over
-    runs.model[j] = nodes.model[runs.node[jobs.first[j]]]
-    if runs.first_start[j] < 0:
-        runs.first_start[j] = now
-    runs.at[j] = desk.count[1]
-    runs.running[desk.count[1]] = j
-    desk.count[1] += 1
-    runs.version[j] += 1
-    extra = site.options[RESTART] if runs.restarts[j] + runs.evictions[j] > 0 else 0.0
-    if runs.remaining[j] < np.inf:
-        push(desk, now + extra + runs.remaining[j], j, runs.version[j])
-
-
-@njit(cache=True)
-def release(j, now, finished, jobs, runs, desk, site, nodes, classes, typ, store, scratch, code):
-    """Give back what job ``j`` holds; unless ``finished``, keep the work up to its last checkpoint."""
-    c, tenant = jobs.cls[j], jobs.tenant[j]
-    ask = classes.milli[c] * classes.num[c]
-    for w in range(jobs.workers[j]):
-        i, mask = runs.node[jobs.first[j] + w], runs.mask[jobs.first[j] + w]
-        change(i, c, mask, 1, nodes, classes)
+def place_job(j, code, price, members, count, work, nodes, classes, typ, store, scratch, rng, feasible):
+    """Place all workers of job ``j`` on the listed nodes; the caller knows that a gang fits. False: a lone one does not."""
+    c, w0, workers = work.jobs[j].cls, work.jobs[j].first, work.jobs[j].workers
+    for w in range(workers):
+        best, found = scan(code, c, members, count, price, nodes, classes, typ, store, scratch, feasible)
+        if found == 0:
+            return False
+        if code == RANDOM and found > 1:
+            best = feasible[_intn(rng, found)]
+        mask = pick_devices(code, best, c, nodes, classes, typ, store, scratch, rng)
+        change(best, c, mask, -1, nodes, classes)
         if code == FGD or code == FGDCPU:
-            restate(i, nodes, typ, store, scratch)
-        desk.usage[tenant, nodes.model[i]] -= ask
-    desk.use_cpu[tenant] -= classes.cpu[c] * jobs.workers[j]
-    desk.use_mem[tenant] -= classes.mem[c] * jobs.workers[j]
-    desk.held[jobs.kind[j]] -= ask * jobs.workers[j]
-    runs.chip_seconds[j] += ask * jobs.workers[j] * (now - runs.started[j]) / WHOLE
-    last = runs.running[desk.count[1] - 1]
-    runs.running[runs.at[j]] = last
-    runs.at[last] = runs.at[j]
-    desk.count[1] -= 1
-    desk.count[2] += 1
-    runs.version[j] += 1
+            restate(best, nodes, typ, store, scratch)
+        work.node[w0 + w], work.mask[w0 + w] = best, mask
+    return True
+
+
+@njit(cache=True)
+def book(j, sign, work, desk, nodes, classes):
+    """Count what a job holds for (+1) or no longer for (-1) its tenant and kind."""
+    jobs, usage, info = work.jobs, desk.usage, nodes.info
+    ask, tenant, models = classes.info[jobs[j].cls], jobs[j].tenant, usage.shape[1] - 2
+    for w in range(jobs[j].first, jobs[j].first + jobs[j].workers):
+        usage[tenant, info[work.node[w]].model] += sign * ask.milli * ask.num
+    usage[tenant, models] += sign * ask.cpu * jobs[j].workers
+    usage[tenant, models + 1] += sign * ask.mem * jobs[j].workers
+    desk.held[jobs[j].kind] += sign * jobs[j].milli
+
+
+@njit(cache=True)
+def start(j, t, over, work, desk, nodes, classes):
+    """Book a placed job as running."""
+    book(j, 1, work, desk, nodes, classes)
+    jobs, now = work.jobs, desk.now
+    jobs[j].status = RUNNING
+    jobs[j].started = t
+    jobs[j].borrowed = over
+    jobs[j].model = nodes.info[work.node[jobs[j].first]].model
+    if jobs[j].first_start < 0:
+        jobs[j].first_start = t
+    jobs[j].at = now[0].running
+    work.running[now[0].running] = j
+    now[0].running += 1
+    jobs[j].version += 1
+    extra = desk.rules[0].restart_s if jobs[j].restarts + jobs[j].evictions > 0 else 0.0
+    if jobs[j].remaining < np.inf:
+        push(desk, t + extra + jobs[j].remaining, j, jobs[j].version)
+
+
+@njit(cache=True)
+def release(j, t, finished, code, work, desk, nodes, classes, typ, store, scratch):
+    """Give back what job ``j`` holds; unless ``finished``, keep the work up to its last checkpoint and queue it."""
+    jobs, now = work.jobs, desk.now
+    for w in range(jobs[j].first, jobs[j].first + jobs[j].workers):
+        change(work.node[w], jobs[j].cls, work.mask[w], 1, nodes, classes)
+        if code == FGD or code == FGDCPU:
+            restate(work.node[w], nodes, typ, store, scratch)
+    book(j, -1, work, desk, nodes, classes)
+    jobs[j].chip_seconds += jobs[j].milli * (t - jobs[j].started) / WHOLE
+    last = work.running[now[0].running - 1]
+    work.running[jobs[j].at] = last
+    jobs[last].at = jobs[j].at
+    now[0].running -= 1
+    now[0].freed += 1
+    jobs[j].version += 1
     if finished:
-        runs.status[j], runs.finish[j], runs.remaining[j] = DONE, now, 0.0
+        jobs[j].status = DONE
+        jobs[j].finish = t
+        jobs[j].remaining = 0.0
         return
-    extra = site.options[RESTART] if runs.restarts[j] + runs.evictions[j] > 0 else 0.0
-    done = max(now - runs.started[j] - extra, 0.0)
-    kept = np.floor(done / jobs.checkpoint[j]) * jobs.checkpoint[j] if jobs.checkpoint[j] > 0 else 0.0
-    if runs.remaining[j] < np.inf:
-        runs.remaining[j] -= kept
-        runs.lost[j] += done - kept
-    enqueue(j, jobs, runs, desk, site, classes)
+    extra = desk.rules[0].restart_s if jobs[j].restarts + jobs[j].evictions > 0 else 0.0
+    done = max(t - jobs[j].started - extra, 0.0)
+    kept = np.floor(done / jobs[j].checkpoint) * jobs[j].checkpoint if jobs[j].checkpoint > 0 else 0.0
+    if jobs[j].remaining < np.inf:
+        jobs[j].remaining -= kept
+        jobs[j].lost += done - kept
+    enqueue(j, work, desk)
 
 
 @njit(cache=True)
-def enqueue(j, jobs, runs, desk, site, classes):
+def enqueue(j, work, desk):
     """Into its queue, by priority, then by number (arrival)."""
-    q = jobs.tenant[j] if site.options[ORDER] != FIFO else 0
-    p, before = desk.head[q], -1
-    while p >= 0 and (jobs.priority[p] > jobs.priority[j] or (jobs.priority[p] == jobs.priority[j] and p < j)):
-        before, p = p, runs.next[p]
-    runs.next[j] = p
+    jobs, queue, now = work.jobs, desk.queue, desk.now
+    q = jobs[j].tenant if desk.rules[0].order != FIFO else 0
+    p, before = queue[q, 0], -1
+    while p >= 0 and (jobs[p].priority > jobs[j].priority or (jobs[p].priority == jobs[j].priority and p < j)):
+        before, p = p, jobs[p].next
+    jobs[j].next = p
     if before < 0:
-        desk.head[q] = j
+        queue[q, 0] = j
     else:
-        runs.next[before] = j
-    runs.status[j] = QUEUED
-    c = jobs.cls[j]
-    desk.clock[1] += classes.milli[c] * classes.num[c] * jobs.workers[j]
-    desk.count[5] += 1
+        jobs[before].next = j
+    jobs[j].status = QUEUED
+    now[0].queued_milli += jobs[j].milli
+    now[0].queued += 1
 
 
 @njit(cache=True)
-def unlink(j, before, jobs, runs, desk, site, classes):
-    q = jobs.tenant[j] if site.options[ORDER] != FIFO else 0
+def unlink(j, before, work, desk):
+    jobs, now = work.jobs, desk.now
+    q = jobs[j].tenant if desk.rules[0].order != FIFO else 0
     if before < 0:
-        desk.head[q] = runs.next[j]
+        desk.queue[q, 0] = jobs[j].next
     else:
-        runs.next[before] = runs.next[j]
-    runs.next[j] = -1
-    c = jobs.cls[j]
-    desk.clock[1] -= classes.milli[c] * classes.num[c] * jobs.workers[j]
-    desk.count[5] -= 1
+        jobs[before].next = jobs[j].next
+    jobs[j].next = -1
+    now[0].queued_milli -= jobs[j].milli
+    now[0].queued -= 1
 
 
 @njit(cache=True)
-def evict_for(j, now, reclaim, cap, members, jobs, runs, desk, site, nodes, classes, typ, store, scratch, code):
+def mark_victims(j, reclaim, work, desk, site, mark):
+    """Mark the running jobs that may be evicted for job ``j``; how many."""
+    jobs, usage, quota = work.jobs, desk.usage, site.quota
+    count, tenant, priority = 0, jobs[j].tenant, jobs[j].priority
+    for k in range(desk.now[0].running):
+        r = work.running[k]
+        if reclaim:
+            t, m = jobs[r].tenant, jobs[r].model
+            mark[k] = jobs[r].borrowed == 1 and t != tenant and usage[t, m] > quota[t, m]
+        else:
+            mark[k] = jobs[r].priority < priority
+        count += mark[k]
+    return count
+
+
+@njit(cache=True)
+def evict_for(j, t, reclaim, code, cap, members, work, desk, site, nodes, classes, typ, store, scratch):
     """Evict until job ``j`` fits: jobs of lower priority, or (``reclaim``) jobs on borrowed quota of other tenants.
 
     Of the groups of its level that would hold the job, the one where the least is evicted is freed, on as few nodes as
     needed; victims go lowest priority first, latest started first. Returns the number of nodes listed, 0 = impossible.
     """
-    n, c, need, level = len(cap), jobs.cls[j], jobs.workers[j], jobs.level[j]
-    cpu, mem, left, whole = nodes.cpu.copy(), nodes.mem.copy(), nodes.left.copy(), nodes.whole.copy()
-    gain, anyone = np.zeros(n, np.int64), False
-    for k in range(desk.count[1]):
-        r = runs.running[k]
-        if not victim(r, j, reclaim, jobs, runs, desk, site, nodes):
-            continue
-        anyone = True
-        rc = jobs.cls[r]
-        for w in range(jobs.workers[r]):
-            i, mask = runs.node[jobs.first[r] + w], runs.mask[jobs.first[r] + w]
-            cpu[i] += classes.cpu[rc]
-            mem[i] += classes.mem[rc]
-            gain[i] += classes.milli[rc] * max(classes.num[rc], 1)
-            for d in range(nodes.chips[i]):
-                if (mask >> np.uint64(d)) & np.uint64(1):
-                    left[i, d] += classes.milli[rc]
-                    if left[i, d] == WHOLE:
-                        whole[i] += 1
-    if not anyone:
+    jobs, job = work.jobs, work.jobs[j]
+    n, need, level = len(cap), job.workers, job.level
+    mark = np.zeros(desk.now[0].running, np.bool_)
+    if mark_victims(j, reclaim, work, desk, site, mark) == 0:
         return 0
-    tenant = jobs.tenant[j]
-    ask = classes.milli[c] * classes.num[c] * need
-    for i in range(n):
-        cap[i] = min(room(i, c, cpu[i], mem[i], left[i], whole[i], nodes, classes), need)
-        if reclaim and desk.usage[tenant, nodes.model[i]] + ask > site.quota[tenant, nodes.model[i]]:
-            cap[i] = 0
+    info, left, gain = nodes.info.copy(), nodes.left.copy(), np.zeros(n, np.int64)
+    for k in range(len(mark)):
+        if not mark[k]:
+            continue
+        r = work.running[k]
+        ask = classes.info[jobs[r].cls]
+        for w in range(jobs[r].first, jobs[r].first + jobs[r].workers):
+            i, mask = work.node[w], work.mask[w]
+            info[i].cpu += ask.cpu
+            info[i].mem += ask.mem
+            gain[i] += ask.milli * max(ask.num, 1)
+            for d in range(info[i].chips):
+                if (mask >> np.uint64(d)) & np.uint64(1):
+                    left[i, d] += ask.milli
+                    info[i].whole += left[i, d] == WHOLE
+    fill_room(job.cls, need, info, left, classes, cap)
+    if reclaim:
+        for i in range(n):
+            if desk.usage[job.tenant, info[i].model] + job.milli > site.quota[job.tenant, info[i].model]:
+                cap[i] = 0
     order = np.argsort(gain, kind="mergesort")
-    groups = site.groups[level] if level > 0 else 1
-    got, cost = np.zeros(groups, np.int64), np.zeros(groups, np.int64)
+    group = site.group[level]
+    got, cost = np.zeros(group.max() + 1, np.int64), np.zeros(group.max() + 1, np.int64)
     for k in range(n):
         i = order[k]
-        g = site.group[level, i] if level > 0 else 0
-        if cap[i] > 0 and got[g] < need:
-            got[g] += cap[i]
-            cost[g] += gain[i]
+        if cap[i] > 0 and got[group[i]] < need:
+            got[group[i]] += cap[i]
+            cost[group[i]] += gain[i]
     best = -1
-    for g in range(groups):
+    for g in range(len(got)):
         if got[g] >= need and (best < 0 or cost[g] < cost[best]):
             best = g
     if best < 0:
         return 0
-    count, sum_cap = 0, 0
+    count, total = 0, 0
     chosen = np.zeros(n, np.bool_)
     for k in range(n):
         i = order[k]
-        g = site.group[level, i] if level > 0 else 0
-        if g == best and cap[i] > 0 and sum_cap < need:
+        if group[i] == best and cap[i] > 0 and total < need:
             chosen[i] = True
             members[count] = i
             count += 1
-            sum_cap += cap[i]
+            total += cap[i]
+    return clear_nodes(j, t, reclaim, code, cap, members, count, chosen, work, desk, site, nodes, classes, typ, store, scratch)
+
+
+@njit(cache=True)
+def clear_nodes(j, t, reclaim, code, cap, members, count, chosen, work, desk, site, nodes, classes, typ, store, scratch):
+    """Evict from the chosen nodes, one job at a time, until job ``j`` fits on them."""
+    jobs = work.jobs
+    need, cls = jobs[j].workers, jobs[j].cls
+    mark = np.zeros(desk.now[0].running, np.bool_)
     while True:
+        fill_room(cls, need, nodes.info, nodes.left, classes, cap)
         have = 0
         for k in range(count):
-            i = members[k]
-            have += min(room(i, c, nodes.cpu[i], nodes.mem[i], nodes.left[i], nodes.whole[i], nodes, classes), need)
+            have += cap[members[k]]
         if have >= need:
             return count
+        mark_victims(j, reclaim, work, desk, site, mark)
         worst = -1
-        for k in range(desk.count[1]):
-            r = runs.running[k]
-            if not victim(r, j, reclaim, jobs, runs, desk, site, nodes):
+        for k in range(desk.now[0].running):
+            if not mark[k]:
                 continue
-            here = False
-            for w in range(jobs.workers[r]):
-                if chosen[runs.node[jobs.first[r] + w]]:
-                    here = True
+            r = work.running[k]
+            if worst >= 0 and (jobs[r].priority > jobs[worst].priority
+                               or (jobs[r].priority == jobs[worst].priority and jobs[r].started <= jobs[worst].started)):  # fmt: skip
+                continue
+            for w in range(jobs[r].first, jobs[r].first + jobs[r].workers):
+                if chosen[work.node[w]]:
+                    worst = r
                     break
-            if here and (worst < 0 or jobs.priority[r] < jobs.priority[worst]
-                         or (jobs.priority[r] == jobs.priority[worst] and runs.started[r] > runs.started[worst])):  # fmt: skip
-                worst = r
         if worst < 0:
             return 0
-        release(worst, now, False, jobs, runs, desk, site, nodes, classes, typ, store, scratch, code)
-        runs.evictions[worst] += 1
+        release(worst, t, False, code, work, desk, nodes, classes, typ, store, scratch)
+        jobs[worst].evictions += 1
 
 
 @njit(cache=True)
-def victim(r, j, reclaim, jobs, runs, desk, site, nodes):
-    """May job ``r`` be evicted for job ``j``?"""
-    if not reclaim:
-        return jobs.priority[r] < jobs.priority[j]
-    t = jobs.tenant[r]
-    return runs.borrowed[r] == 1 and t != jobs.tenant[j] and desk.usage[t, runs.model[r]] > site.quota[t, runs.model[r]]
-
-
-@njit(cache=True)
-def reserve(j, now, cap, jobs, runs, desk, site, nodes, classes):
+def reserve(j, t, cap, work, desk, site, nodes, classes):
     """When the first blocked job could start, and what others may use until then and beyond (EASY backfill).
 
     Counts thousandths of the models that the job accepts, in its best group where it needs one; a bound, since pieces
     that come free need not lie together.
     """
-    c, level = jobs.cls[j], jobs.level[j]
-    each = max(classes.milli[c] * classes.num[c], 1)
-    need = each * jobs.workers[j]
-    group, free = -1, 0
-    capacities(j, False, cap, jobs, nodes, classes, desk, site)
-    if level > 0:
-        sums = np.zeros(site.groups[level], np.int64)
-        for i in range(len(cap)):
-            sums[site.group[level, i]] += cap[i]
-        group = np.argmax(sums)
-        free = sums[group] * each
-    else:
-        free = cap.sum() * each
-    n = desk.count[1]
+    jobs, job, now, info = work.jobs, work.jobs[j], desk.now, nodes.info
+    each = max(job.milli // job.workers, 1)
+    need, group, best = each * job.workers, site.group[job.level], 0
+    capacities(j, False, cap, work, nodes, classes, desk, site)
+    sums = np.zeros(group.max() + 1, np.int64)
+    for i in range(len(cap)):
+        sums[group[i]] += cap[i]
+    best = np.argmax(sums)
+    free = sums[best] * each
+    n = now[0].running
     ends = np.empty(n, np.float64)
     for k in range(n):
-        r = runs.running[k]
-        ends[k] = runs.started[r] + runs.remaining[r]
+        r = work.running[k]
+        ends[k] = jobs[r].started + jobs[r].remaining
     order = np.argsort(ends, kind="mergesort")
+    allowed, chips = classes.allowed[job.cls], classes.info[job.cls].num
     for k in range(n):
-        r = runs.running[order[k]]
-        i = runs.node[jobs.first[r]]
-        if classes.num[c] > 0 and not classes.allowed[c, nodes.model[i]]:
+        r = work.running[order[k]]
+        i = work.node[jobs[r].first]
+        if (chips > 0 and not allowed[info[i].model]) or group[i] != best:
             continue
-        if level > 0 and site.group[level, i] != group:
-            continue
-        free += classes.milli[jobs.cls[r]] * classes.num[jobs.cls[r]] * jobs.workers[r]
+        free += jobs[r].milli
         if free >= need:
-            desk.shadow[0], desk.shadow[1] = max(ends[order[k]], now), float(free - need)
+            now[0].shadow_t = max(ends[order[k]], t)
+            now[0].shadow_milli = float(free - need)
             return
-    desk.shadow[0], desk.shadow[1] = np.inf, 0.0
+    now[0].shadow_t = np.inf
+    now[0].shadow_milli = 0.0
 
 
 @njit(cache=True)
-def attempt(j, now, code, price, cap, members, feasible, jobs, runs, desk, site, nodes, classes, typ, store, scratch, rng):
+def attempt(j, t, code, price, cap, members, feasible, work, desk, site, nodes, classes, typ, store, scratch, rng):
     """Try to start job ``j``: within its quota, on borrowed quota, or by eviction. True when it runs."""
-    options = site.options
-    shape = jobs.shape[j]
-    if desk.tried[shape] != desk.count[2]:
-        if jobs.workers[j] == 1 and jobs.level[j] == 0 and options[QUOTA] == 0:
+    job, rules, tried = work.jobs[j], desk.rules[0], desk.tried
+    shape = job.shape
+    if tried[shape, 0] != desk.now[0].freed:
+        if job.workers == 1 and job.level == 0 and rules.quota == 0:
             for i in range(len(cap)):
                 members[i] = i
-            if place_job(j, code, price, members, len(cap), jobs, runs, nodes, classes, typ, store, scratch, rng, feasible):
-                start(j, now, 0, jobs, runs, desk, site, nodes, classes)
+            if place_job(j, code, price, members, len(cap), work, nodes, classes, typ, store, scratch, rng, feasible):
+                start(j, t, 0, work, desk, nodes, classes)
                 return True
         else:
             for over in range(2):
-                if over == 1 and (options[QUOTA] == 0 or options[BORROW] == 0):
+                if over == 1 and (rules.quota == 0 or rules.borrow == 0):
                     break
-                capacities(j, options[QUOTA] > 0 and over == 0, cap, jobs, nodes, classes, desk, site)
-                count = find_group(j, cap, jobs, site, members)
+                capacities(j, rules.quota > 0 and over == 0, cap, work, nodes, classes, desk, site)
+                count = find_group(j, cap, rules.compact > 0, work, site, members)
                 if count > 0:
-                    place_job(j, code, price, members, count, jobs, runs, nodes, classes, typ, store, scratch, rng, feasible)
-                    start(j, now, over, jobs, runs, desk, site, nodes, classes)
+                    place_job(j, code, price, members, count, work, nodes, classes, typ, store, scratch, rng, feasible)
+                    start(j, t, over, work, desk, nodes, classes)
                     return True
-        desk.tried[shape] = desk.count[2]
-    if desk.tried_evict[shape] == desk.count[2]:
+        tried[shape, 0] = desk.now[0].freed
+    if tried[shape, 1] == desk.now[0].freed:
         return False
     for way in range(2):
-        if way == 0 and options[QUOTA] == 0:
+        if (way == 0 and rules.quota == 0) or (way == 1 and (rules.preempt == 0 or job.priority <= 0)):
             continue
-        if way == 1 and (options[PREEMPT] == 0 or jobs.priority[j] <= 0):
-            continue
-        count = evict_for(j, now, way == 0, cap, members, jobs, runs, desk, site, nodes, classes, typ, store, scratch, code)
+        count = evict_for(j, t, way == 0, code, cap, members, work, desk, site, nodes, classes, typ, store, scratch)
         if count > 0:
-            place_job(j, code, price, members, count, jobs, runs, nodes, classes, typ, store, scratch, rng, feasible)
-            start(j, now, 0, jobs, runs, desk, site, nodes, classes)
+            place_job(j, code, price, members, count, work, nodes, classes, typ, store, scratch, rng, feasible)
+            start(j, t, 0, work, desk, nodes, classes)
             return True
-    desk.tried_evict[shape] = desk.count[2]
+    tried[shape, 1] = desk.now[0].freed
     return False
 
 
 @njit(cache=True)
-def share_of(q, desk, site):
-    """The share by which queues take turns: chips per weight, or the dominant of chips by model, CPU and memory."""
-    models = desk.usage.shape[1]
-    if site.options[ORDER] == FAIR:
-        used = 0.0
-        for m in range(models):
-            if site.capacity[m] > 0:
-                used = max(used, desk.usage[q, m] / site.capacity[m])
-        return used / site.weight[q]
-    top = max(desk.use_cpu[q] / site.capacity[models], desk.use_mem[q] / site.capacity[models + 1])
-    for m in range(models):
-        if site.capacity[m] > 0:
-            top = max(top, desk.usage[q, m] / site.capacity[m])
-    return top / site.weight[q]
+def next_queue(work, desk, site):
+    """The queue whose turn it is: the highest priority waiting, then the least share per weight; -1 = all done.
+
+    A share is the largest of the chips by type over what there is; under DRF CPU and memory count too.
+    """
+    queue, jobs, usage, capacity = desk.queue, work.jobs, desk.usage, site.capacity
+    if len(queue) == 1:
+        return 0 if queue[0, 1] >= 0 else -1
+    columns = usage.shape[1] if desk.rules[0].order == DRF else usage.shape[1] - 2
+    best, best_share, best_priority = -1, np.inf, 0
+    for q in range(len(queue)):
+        j = queue[q, 1]
+        if j < 0:
+            continue
+        share = 0.0
+        for m in range(columns):
+            if capacity[m] > 0:
+                share = max(share, usage[q, m] / capacity[m])
+        share /= site.quota[q, -1]
+        if best < 0 or jobs[j].priority > best_priority or (jobs[j].priority == best_priority and share < best_share):
+            best, best_share, best_priority = q, share, jobs[j].priority
+    return best
 
 
 @njit(cache=True)
-def walk(now, code, price, cap, members, feasible, jobs, runs, desk, site, nodes, classes, typ, store, scratch, rng):
+def walk(t, code, price, cap, members, feasible, work, desk, site, nodes, classes, typ, store, scratch, rng):
     """Walk the queues once, in order, starting what may start."""
-    queues = len(desk.head)
-    before = np.full(queues, -1, np.int64)
-    desk.cursor[:] = desk.head
-    blocked, steps = -1, 0
-    depth = site.options[DEPTH]
-    while steps < depth:
-        q, best_share = -1, np.inf
-        for k in range(queues):
-            j = desk.cursor[k]
-            if j < 0:
-                continue
-            if queues == 1:
-                q = k
-                break
-            share = share_of(k, desk, site)
-            if q < 0 or jobs.priority[j] > jobs.priority[desk.cursor[q]] or (
-                jobs.priority[j] == jobs.priority[desk.cursor[q]] and share < best_share
-            ):
-                q, best_share = k, share
+    jobs, queue, now, rules = work.jobs, desk.queue, desk.now, desk.rules[0]
+    before = np.full(len(queue), -1, np.int64)
+    queue[:, 1] = queue[:, 0]
+    blocked = False
+    for _ in range(rules.depth):
+        q = next_queue(work, desk, site)
         if q < 0:
             return
-        j = desk.cursor[q]
-        steps += 1
-        follow = runs.next[j]
-        if blocked >= 0 and not may_backfill(j, now, jobs, runs, desk, site, classes):
-            before[q], desk.cursor[q] = j, follow
+        j = queue[q, 1]
+        # A reservation stands: go only if done before it, or within what it leaves. Higher priority has no such limit.
+        late = t + jobs[j].remaining + rules.restart_s > now[0].shadow_t and jobs[j].milli > now[0].shadow_milli
+        if blocked and (late or (desk.tried[jobs[j].shape, 0] == now[0].freed and desk.tried[jobs[j].shape, 1] == now[0].freed)):
+            before[q], queue[q, 1] = j, jobs[j].next
             continue
-        freed = desk.count[2]
-        if attempt(j, now, code, price, cap, members, feasible, jobs, runs, desk, site, nodes, classes, typ, store, scratch, rng):
-            if desk.count[2] != freed:
-                # Evictions put jobs into the queues: find the place before j again.
+        freed = now[0].freed
+        if attempt(j, t, code, price, cap, members, feasible, work, desk, site, nodes, classes, typ, store, scratch, rng):
+            if now[0].freed != freed:  # evictions put jobs into the queues: find the place before j again
                 before[q] = -1
-                p = desk.head[q]
+                p = queue[q, 0]
                 while p != j:
-                    before[q], p = p, runs.next[p]
-            unlink(j, before[q], jobs, runs, desk, site, classes)
-            desk.cursor[q] = desk.head[q] if before[q] < 0 else runs.next[before[q]]
-            if desk.count[2] != freed:
+                    before[q], p = p, jobs[p].next
+            follow = jobs[j].next
+            unlink(j, before[q], work, desk)
+            queue[q, 1] = follow
+            if now[0].freed != freed:
                 return  # the queues changed: the caller walks again
-            if blocked >= 0:
-                c = jobs.cls[j]
-                desk.shadow[1] -= classes.milli[c] * classes.num[c] * jobs.workers[j]
+            if blocked and late:
+                now[0].shadow_milli -= jobs[j].milli
             continue
-        if site.options[BACKFILL] == 0:
-            if queues == 1:
+        if rules.backfill == 0:
+            if len(queue) == 1:
                 return
-            desk.cursor[q] = -1  # this tenant waits; others go on
+            queue[q, 1] = -1  # this tenant waits; others go on
             continue
-        if blocked < 0:
-            blocked = j
-            reserve(j, now, cap, jobs, runs, desk, site, nodes, classes)
-        before[q], desk.cursor[q] = j, follow
+        if not blocked:
+            blocked = True
+            reserve(j, t, cap, work, desk, site, nodes, classes)
+        before[q], queue[q, 1] = j, jobs[j].next
 
 
 @njit(cache=True)
-def may_backfill(j, now, jobs, runs, desk, site, classes):
-    """Ends before the reservation, or uses no more than it leaves."""
-    c = jobs.cls[j]
-    ask = classes.milli[c] * classes.num[c] * jobs.workers[j]
-    return now + runs.remaining[j] + site.options[RESTART] <= desk.shadow[0] or ask <= desk.shadow[1]
-
-
-@njit(cache=True)
-def set_node(i, step, now, desk, site, nodes, typ, store, scratch, code):
+def set_node(i, step, code, desk, site, nodes, typ, store, scratch):
     """One more (+1) or one less (-1) reason for node ``i`` to be down."""
-    was = site.down[i]
-    site.down[i] = was + step
+    flags, info, now = site.flags, nodes.info, desk.now
+    was = flags[i, 0]
+    flags[i, 0] = was + step
     if was == 0 and step > 0:
-        nodes.cpu[i] -= DOWN
-        desk.clock[2] += nodes.chips[i] * WHOLE
+        info[i].cpu -= DOWN
+        now[0].down_milli += info[i].chips * WHOLE
     elif was == 1 and step < 0:
-        nodes.cpu[i] += DOWN
-        desk.clock[2] -= nodes.chips[i] * WHOLE
-        desk.count[2] += 1
+        info[i].cpu += DOWN
+        now[0].down_milli -= info[i].chips * WHOLE
+        now[0].freed += 1
     if code == FGD or code == FGDCPU:
         restate(i, nodes, typ, store, scratch)
 
 
 @njit(cache=True)
-def set_device(i, d, sign, desk, site, nodes, typ, store, scratch, code):
+def set_device(i, d, sign, code, desk, site, nodes, typ, store, scratch):
     """Take one whole free chip out of service (-1) or put it back (+1)."""
-    nodes.left[i, d] += sign * WHOLE
-    nodes.total[i] += sign * WHOLE
+    info, left, now = nodes.info, nodes.left, desk.now
+    site.device_down[i, d] = sign < 0
+    left[i, d] += sign * WHOLE
+    info[i].total += sign * WHOLE
     top, whole = 0, 0
-    for e in range(nodes.chips[i]):
-        top = max(top, nodes.left[i, e])
-        if nodes.left[i, e] == WHOLE:
-            whole += 1
-    nodes.top[i], nodes.whole[i] = top, whole
-    desk.clock[2] -= sign * WHOLE
+    for e in range(info[i].chips):
+        top = max(top, left[i, e])
+        whole += left[i, e] == WHOLE
+    info[i].top = top
+    info[i].whole = whole
+    now[0].down_milli -= sign * WHOLE
     if sign > 0:
-        desk.count[2] += 1
+        now[0].freed += 1
     if code == FGD or code == FGDCPU:
         restate(i, nodes, typ, store, scratch)
 
 
 @njit(cache=True)
-def kill(hit, device_node, device, now, jobs, runs, desk, site, nodes, classes, typ, store, scratch, code):
-    """End the runs of all jobs with a worker on a node of ``hit`` (or on one device)."""
-    k = 0
-    while k < desk.count[1]:
-        r = runs.running[k]
+def kill(hit, devices, t, code, work, desk, nodes, classes, typ, store, scratch):
+    """End the runs of all jobs with a worker on a node of ``hit`` that uses one of ``devices`` (0 = any)."""
+    jobs, now, k = work.jobs, desk.now, 0
+    while k < now[0].running:
+        r = work.running[k]
         dead = False
-        for w in range(jobs.workers[r]):
-            i = runs.node[jobs.first[r] + w]
-            if device_node >= 0:
-                if i == device_node and (runs.mask[jobs.first[r] + w] >> np.uint64(device)) & np.uint64(1):
-                    dead = True
-                    break
-            elif hit[i]:
+        for w in range(jobs[r].first, jobs[r].first + jobs[r].workers):
+            if hit[work.node[w]] and (devices == 0 or work.mask[w] & devices):
                 dead = True
                 break
         if dead:
-            release(r, now, False, jobs, runs, desk, site, nodes, classes, typ, store, scratch, code)
-            runs.restarts[r] += 1
+            release(r, t, False, code, work, desk, nodes, classes, typ, store, scratch)
+            jobs[r].restarts += 1
         else:
             k += 1
 
 
 @njit(cache=True)
-def fail(e, now, counts, jobs, runs, desk, site, nodes, classes, typ, store, scratch, code):
+def fail(e, t, code, work, desk, site, nodes, classes, typ, store, scratch):
     """Handle failure ``e``: jobs end, hardware goes, a spare comes, the repair is set."""
-    kind, at, device = site.fail_kind[e], site.fail_at[e], site.fail_device[e]
-    n = len(nodes.cpu)
+    kind, at, device, repair = site.faults[e].kind, site.faults[e].at, site.faults[e].device, site.faults[e].repair
+    flags, n = site.flags, len(nodes.info)
     hit = np.zeros(n, np.bool_)
     if kind == RACK:
         for i in range(n):
             hit[i] = site.group[1, i] == at
+    elif flags[at, 0] > 0:
+        return  # it is already out
     else:
         hit[at] = True
-        if site.down[at] > 0:
-            return  # it is already out
     if kind == CHIP:
-        if device >= nodes.chips[at] or site.device_down[at, device] > 0:
+        if device >= nodes.info[at].chips or site.device_down[at, device] > 0:
             return
-        kill(hit, at, device, now, jobs, runs, desk, site, nodes, classes, typ, store, scratch, code)
-        site.device_down[at, device] = 1
-        set_device(at, device, -1, desk, site, nodes, typ, store, scratch, code)
+        kill(hit, np.uint64(1) << np.uint64(device), t, code, work, desk, nodes, classes, typ, store, scratch)
+        set_device(at, device, -1, code, desk, site, nodes, typ, store, scratch)
     else:
-        kill(hit, -1, 0, now, jobs, runs, desk, site, nodes, classes, typ, store, scratch, code)
+        kill(hit, np.uint64(0), t, code, work, desk, nodes, classes, typ, store, scratch)
         if kind != SOFTWARE:
             for i in range(n):
                 if hit[i]:
-                    set_node(i, 1, now, desk, site, nodes, typ, store, scratch, code)
-    counts[kind] += 1
-    if kind == HOST and desk.count[6] > 0:
+                    set_node(i, 1, code, desk, site, nodes, typ, store, scratch)
+    site.counts[kind] += 1
+    if kind == HOST and desk.now[0].spares > 0:
         for i in range(n):
-            if site.spare[i] == 1:
-                site.spare[i] = 2
-                desk.count[6] -= 1
-                desk.count[7] += 1
-                push(desk, now + site.options[SPARE_S], i, -3)
+            if flags[i, 1] == HELD:
+                flags[i, 1] = SERVING
+                desk.now[0].spares -= 1
+                desk.now[0].spares_out += 1
+                push(desk, t + desk.rules[0].spare_s, i, SPARE)
                 break
     if kind != SOFTWARE:
-        push(desk, now + site.fail_repair[e], e, -2)
+        push(desk, t + repair, e, REPAIR)
 
 
 @njit(cache=True)
-def repaired(e, now, desk, site, nodes, typ, store, scratch, code):
-    kind, at, device = site.fail_kind[e], site.fail_at[e], site.fail_device[e]
+def repaired(e, code, desk, site, nodes, typ, store, scratch):
+    """Back into service; a host whose stand-in serves becomes the spare instead."""
+    kind, at, device = site.faults[e].kind, site.faults[e].at, site.faults[e].device
     if kind == CHIP:
-        site.device_down[at, device] = 0
-        set_device(at, device, 1, desk, site, nodes, typ, store, scratch, code)
-    elif kind == HOST and desk.count[7] > 0:
-        site.spare[at] = 1  # its stand-in stays in service, and it becomes the spare
-        desk.count[6] += 1
-        desk.count[7] -= 1
+        set_device(at, device, 1, code, desk, site, nodes, typ, store, scratch)
+    elif kind == HOST and desk.now[0].spares_out > 0:
+        site.flags[at, 1] = HELD
+        desk.now[0].spares += 1
+        desk.now[0].spares_out -= 1
     elif kind == HOST:
-        set_node(at, -1, now, desk, site, nodes, typ, store, scratch, code)
+        set_node(at, -1, code, desk, site, nodes, typ, store, scratch)
     else:
-        for i in range(len(nodes.cpu)):
+        for i in range(len(nodes.info)):
             if site.group[1, i] == at:
-                set_node(i, -1, now, desk, site, nodes, typ, store, scratch, code)
+                set_node(i, -1, code, desk, site, nodes, typ, store, scratch)
 
 
 @njit(cache=True)
-def advance(until, code, price, jobs, runs, desk, site, nodes, classes, typ, store, scratch, rng, counts):
+def advance(until, code, price, work, desk, site, nodes, classes, typ, store, scratch, rng):
     """Handle every event up to ``until`` (seconds); returns the number of events."""
-    n = len(nodes.cpu)
+    n, jobs, now, faults = len(nodes.info), work.jobs, desk.now, site.faults
     cap, members, feasible = np.empty(n, np.int64), np.empty(n, np.int64), np.empty(n, np.int64)
     events = 0
     while True:
-        t_heap = desk.heap_t[0] if desk.count[0] > 0 else np.inf
-        t_fail = site.fail_t[desk.count[4]] if desk.count[4] < len(site.fail_t) else np.inf
-        t_arrive = jobs.arrival[desk.count[3]] if desk.count[3] < len(jobs.arrival) else np.inf
-        now = min(t_heap, t_fail, t_arrive)
-        if now > until or now == np.inf:
+        t_heap = desk.heap[0].t if now[0].heap > 0 else np.inf
+        t_fail = faults[now[0].failed].t if now[0].failed < len(faults) else np.inf
+        t_arrive = jobs[now[0].arrived].arrival if now[0].arrived < len(jobs) else np.inf
+        t = min(t_heap, t_fail, t_arrive)
+        if t > until or t == np.inf:
             break
         events += 1
-        freed = desk.count[2]
-        account(desk, site, nodes, now)
-        if t_heap <= now:
-            _, j, v = pop(desk)
-            if v == -2:
-                repaired(j, now, desk, site, nodes, typ, store, scratch, code)
-            elif v == -3:
-                set_node(j, -1, now, desk, site, nodes, typ, store, scratch, code)
-            elif runs.version[j] == v and runs.status[j] == RUNNING:
-                release(j, now, True, jobs, runs, desk, site, nodes, classes, typ, store, scratch, code)
-        elif t_fail <= now:
-            desk.count[4] += 1
-            fail(desk.count[4] - 1, now, counts, jobs, runs, desk, site, nodes, classes, typ, store, scratch, code)
+        freed = now[0].freed
+        account(desk, t)
+        if t_heap <= t:
+            j, v = pop(desk)
+            if v == REPAIR:
+                repaired(j, code, desk, site, nodes, typ, store, scratch)
+            elif v == SPARE:
+                set_node(j, -1, code, desk, site, nodes, typ, store, scratch)
+            elif jobs[j].version == v and jobs[j].status == RUNNING:
+                release(j, t, True, code, work, desk, nodes, classes, typ, store, scratch)
+        elif t_fail <= t:
+            now[0].failed += 1
+            fail(now[0].failed - 1, t, code, work, desk, site, nodes, classes, typ, store, scratch)
         else:
-            j = desk.count[3]
-            desk.count[3] += 1
-            alone = desk.count[5] == 0
-            enqueue(j, jobs, runs, desk, site, classes)
-            if not alone and site.options[BACKFILL] == 0 and site.options[ORDER] == FIFO and jobs.priority[j] <= 0:
-                continue
-            if desk.tried[jobs.shape[j]] == desk.count[2] and desk.tried_evict[jobs.shape[j]] == desk.count[2]:
-                continue
+            j = now[0].arrived
+            now[0].arrived += 1
+            enqueue(j, work, desk)
+            shape = jobs[j].shape
+            if desk.tried[shape, 0] == now[0].freed and desk.tried[shape, 1] == now[0].freed:
+                continue  # its like did not fit, and nothing came free since
             freed = -1
-        if freed != desk.count[2] and desk.count[5] > 0:
+        if freed != now[0].freed:
             for _ in range(64):
-                mark = desk.count[2]
-                walk(now, code, price, cap, members, feasible, jobs, runs, desk, site, nodes, classes, typ, store, scratch, rng)
-                if desk.count[2] == mark:
+                if now[0].queued == 0:
                     break
-    if until < np.inf:
-        account(desk, site, nodes, until)
+                mark = now[0].freed
+                walk(t, code, price, cap, members, feasible, work, desk, site, nodes, classes, typ, store, scratch, rng)
+                if now[0].freed == mark:
+                    break
+    account(desk, until)
     return events

@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from trivet.cloud.cluster.faults import Failure
+from trivet.cloud.cluster.faults import KINDS, Failure
 from trivet.cloud.cluster.go_random import GoRandom
 from trivet.cloud.cluster.jobs import LEVELS, Job, Tenant, by_arrival
 from trivet.cloud.cluster.nodes import WHOLE, Node, node_table
-from trivet.cloud.cluster.placement import loop_arrays
+from trivet.cloud.cluster.placement import loop_arrays, records
 from trivet.cloud.cluster.policies import POLICIES, cpu_price
 from trivet.cloud.cluster.tasks import Task, typical_tasks
 from trivet.errors import TrivetError, UnknownName
@@ -115,7 +115,6 @@ class Cluster:
         self._price = cpu_price(typical, sum(n.cpu_milli for n in nodes), sum(n.chips for n in nodes) * WHOLE)
         self._rng = GoRandom(seed).state()
         self._scratch = _loop_place.new_scratch(self._nodes, self._typ)
-        self._counts = np.zeros(4, np.int64)
         self._events = 0
         self._make_jobs(cls, names)
         self._make_site(names, {t.name: t for t in tenants}, failures)
@@ -124,65 +123,66 @@ class Cluster:
         self._hold_spares()
 
     def _make_jobs(self, cls: NDArray[np.int64], names: list[str]) -> None:
-        count = len(self.jobs)
         tenant = {n: i for i, n in enumerate(names)}
         kind = {k: i for i, k in enumerate(self.kinds)}
-        workers = np.array([j.workers for j in self.jobs], np.int64)
         shapes: dict[tuple[int, ...], int] = {}
-        shape = np.empty(count, np.int64)
+        table = np.zeros(len(self.jobs), self._loop.JOB)
+        for name in ("next", "first_start", "finish"):
+            table[name] = -1
+        table["arrival"], table["work"] = [j.arrival_s for j in self.jobs], [j.duration_s for j in self.jobs]
+        table["remaining"], table["cls"] = table["work"], cls
+        table["workers"] = [j.workers for j in self.jobs]
+        table["tenant"], table["kind"] = [tenant[j.tenant] for j in self.jobs], [kind[j.kind] for j in self.jobs]
+        table["priority"], table["level"] = [j.priority for j in self.jobs], [LEVELS.index(j.topology) for j in self.jobs]
+        table["checkpoint"], table["milli"] = [j.checkpoint_s for j in self.jobs], [j.chip_milli for j in self.jobs]
         for i, j in enumerate(self.jobs):
-            key = (int(cls[i]), j.workers, LEVELS.index(j.topology), j.priority if self.rules.preempt else 0,
+            key = (int(cls[i]), j.workers, int(table["level"][i]), j.priority if self.rules.preempt else 0,
                    tenant[j.tenant] if self.rules.quotas else 0)  # fmt: skip
-            shape[i] = shapes.setdefault(key, len(shapes))
-        self._jobs = self._loop.Jobs(
-            np.array([j.arrival_s for j in self.jobs]), np.array([j.duration_s for j in self.jobs], np.float64), workers, cls,
-            np.array([tenant[j.tenant] for j in self.jobs], np.int64), np.array([j.priority for j in self.jobs], np.int64),
-            np.array([LEVELS.index(j.topology) for j in self.jobs], np.int64), np.array([j.checkpoint_s for j in self.jobs]),
-            np.array([kind[j.kind] for j in self.jobs], np.int64), shape, np.cumsum(workers) - workers,
-        )  # fmt: skip
-        whole, real = (lambda: np.zeros(count, np.int64)), (lambda: np.zeros(count))
-        self._runs = self._loop.Runs(
-            whole(), self._jobs.work.copy(), real(), whole(), np.full(count, -1, np.int64), np.full(count, -1.0),
-            np.full(count, -1.0), whole(), whole(), real(), real(), whole(), np.full(int(workers.sum()), -1, np.int64),
-            np.zeros(int(workers.sum()), np.uint64), whole(), whole(), whole(),
-        )  # fmt: skip
+            table["shape"][i] = shapes.setdefault(key, len(shapes))
+        table["first"] = np.cumsum(table["workers"]) - table["workers"]
+        places = int(table["workers"].sum())
+        self._work = self._loop.Work(table, np.full(places, -1, np.int64), np.zeros(places, np.uint64),
+                                     np.zeros(len(self.jobs), np.int64))  # fmt: skip
         self._shapes = len(shapes)
 
     def _make_site(self, names: list[str], known: dict[str, Tenant], failures: Sequence[Failure]) -> None:
-        table = node_table(self.nodes)
-        models, rules, n = table.models, self.rules, len(self.nodes)
+        table, loop, n = node_table(self.nodes), self._loop, len(self.nodes)
+        models = table.models
         index = {m: k for k, m in enumerate(models)}
         # A tenant that is not listed has no quota: all that it holds is borrowed.
-        quota = np.zeros((len(names), len(models)), np.int64)
+        quota = np.zeros((len(names), len(models) + 1))
         for i, name in enumerate(names):
+            quota[i, -1] = known[name].weight if name in known else 1.0
             for model, chips in known[name].quota if name in known else ():
                 if model not in index:
                     raise UnknownName(f"no chips {model!r} in the cluster", field=f"quota of {name}", allowed=models)
                 quota[i, index[model]] = round(chips * WHOLE)
         milli = np.bincount(table.model, table.chips * WHOLE, len(models))
-        # What nobody asks is no scarce resource: capacity inf keeps it out of dominant shares.
-        capacity = np.array([*milli, float(table.cpu_milli.sum()) or math.inf, float(table.memory_mib.sum()) or math.inf])
-        group = np.stack([np.zeros(n, np.int64), table.rack, table.domain, table.pod])
+        capacity = np.array([*milli, float(table.cpu_milli.sum()), float(table.memory_mib.sum())])
         listed = sorted(failures, key=lambda f: f.time_s)
-        kinds = {"chip": self._loop.CHIP, "host": self._loop.HOST, "rack": self._loop.RACK, "software": self._loop.SOFTWARE}
-        self._site = self._loop.Site(
-            group, group.max(axis=1) + 1, quota, np.array([known[x].weight if x in known else 1.0 for x in names]), capacity,
-            np.array([f.time_s for f in listed], np.float64), np.array([kinds[f.kind] for f in listed], np.int64),
-            np.array([f.at for f in listed], np.int64), np.array([f.device for f in listed], np.int64),
-            np.array([f.repair_s for f in listed], np.float64), np.zeros(n, np.int64),
-            np.zeros((n, self._nodes.left.shape[1]), np.int64), np.zeros(n, np.int64),
-            np.array([QUEUE_ORDERS.index(rules.queue), rules.backfill, rules.depth, rules.preempt, rules.quotas, rules.borrow,
-                      rules.compact, rules.restart_s, rules.spare_s], np.float64),
-        )  # fmt: skip
-        queues = 1 if rules.queue == "fifo" else len(names)
-        heap = len(self.jobs) * 2 + 3 * len(listed) + 64
-        heap += 4 * len(self.jobs)  # versions of restarted jobs linger until they surface
+        for f in listed:
+            limit = int(table.rack.max()) + 1 if f.kind == "rack" else n
+            if not 0 <= f.at < limit:
+                raise TrivetError(f"{f.kind} {f.at} is not there", field="failures", allowed=f"0 to {limit - 1}")
+        faults = records(loop.FAULT, t=[f.time_s for f in listed], kind=[KINDS.index(f.kind) for f in listed],
+                         at=[f.at for f in listed], device=[f.device for f in listed],
+                         repair=[f.repair_s for f in listed])  # fmt: skip
+        group = np.stack([np.zeros(n, np.int64), table.rack, table.domain, table.pod])
+        self._site = loop.Site(group, quota, capacity, faults, np.zeros((n, 2), np.int64),
+                               np.zeros((n, self._nodes.left.shape[1]), np.int64), np.zeros(len(KINDS), np.int64))  # fmt: skip
+        self._make_desk(len(names), len(models), len(listed))
+
+    def _make_desk(self, tenants: int, models: int, failures: int) -> None:
+        loop, rules = self._loop, self.rules
+        settings = np.zeros(1, loop.RULES)
+        settings[0] = (QUEUE_ORDERS.index(rules.queue), rules.backfill, rules.depth, rules.preempt, rules.quotas, rules.borrow,
+                       rules.compact, rules.restart_s, rules.spare_s)  # fmt: skip
+        queues = 1 if rules.queue == "fifo" else tenants
         hours = max(math.ceil(self.horizon_s / HOUR_S), 1)
-        self._desk = self._loop.Desk(
-            np.zeros(heap), np.zeros(heap, np.int64), np.zeros(heap, np.int64), np.full(queues, -1, np.int64),
-            np.full(queues, -1, np.int64), np.full(self._shapes, -1, np.int64), np.full(self._shapes, -1, np.int64),
-            np.zeros(2), np.zeros(8, np.int64), np.zeros((len(names), len(models)), np.int64), np.zeros(len(names), np.int64),
-            np.zeros(len(names), np.int64), np.zeros(len(self.kinds)), np.zeros(3), np.zeros((hours, len(self.kinds) + 3)),
+        self._desk = loop.Desk(
+            settings, np.zeros(1, loop.DESK), np.zeros(2 * len(self.jobs) + 2 * failures + 1024, loop.EVENT),
+            np.full((queues, 2), -1, np.int64), np.full((self._shapes, 2), -1, np.int64),
+            np.zeros((tenants, models + 2), np.int64), np.zeros(len(self.kinds)), np.zeros((hours, len(self.kinds) + 3)),
         )  # fmt: skip
 
     def _hold_spares(self) -> None:
@@ -190,62 +190,61 @@ class Cluster:
         if self.rules.spares >= len(self.nodes):
             raise TrivetError(f"{self.rules.spares} of {len(self.nodes)} nodes", field="spares", allowed="fewer than the nodes")
         for i in range(len(self.nodes) - self.rules.spares, len(self.nodes)):
-            self._site.spare[i] = 1
-            self._loop.set_node(i, 1, 0.0, self._desk, self._site, self._nodes, self._typ, self._store, self._scratch, self._code)
-        self._desk.count[6] = self.rules.spares
+            self._site.flags[i, 1] = self._loop.HELD
+            self._loop.set_node(i, 1, self._code, self._desk, self._site, self._nodes, self._typ, self._store, self._scratch)
+        self._desk.now["spares"] = self.rules.spares
 
     def advance(self, until_s: float) -> None:
         """Handle all events up to ``until_s``."""
         self._events += self._loop.advance(
-            float(until_s), self._code, self._price, self._jobs, self._runs, self._desk, self._site, self._nodes, self._classes,
-            self._typ, self._store, self._scratch, self._rng, self._counts,
+            float(until_s), self._code, self._price, self._work, self._desk, self._site, self._nodes, self._classes,
+            self._typ, self._store, self._scratch, self._rng,
         )  # fmt: skip
 
     def running(self) -> list[int]:
-        return [int(j) for j in self._runs.running[: self._desk.count[1]]]
+        """Indices of the running jobs."""
+        return [int(j) for j in self._work.running[: self._desk.now["running"][0]]]
 
     def workers_of(self, j: int) -> list[tuple[int, list[int]]]:
         """Node index and devices of each worker of a running job."""
-        first = int(self._jobs.first[j])
+        first = int(self._work.jobs["first"][j])
         return [
-            (int(self._runs.node[w]), [d for d in range(64) if int(self._runs.mask[w]) >> d & 1])
+            (int(self._work.node[w]), [d for d in range(64) if int(self._work.mask[w]) >> d & 1])
             for w in range(first, first + self.jobs[j].workers)
         ]
 
     def check_integrity(self) -> None:
         """What is free plus what running jobs hold is what there is, on every device; raises TrivetError otherwise."""
         left = self._nodes.left.copy()
-        cpu, memory = self._nodes.cpu.copy(), self._nodes.mem.copy()
+        cpu, memory = self._nodes.info["cpu"].copy(), self._nodes.info["mem"].copy()
         for j in self.running():
             task = self.jobs[j].worker
             for i, devices in self.workers_of(j):
                 cpu[i] += task.cpu_milli
                 memory[i] += task.memory_mib
-                if len(devices) != task.num_chips or self._site.down[i] > 0:
+                if len(devices) != task.num_chips or self._site.flags[i, 0] > 0:
                     raise TrivetError(f"job {self.jobs[j].name} holds {devices} on node {i}", field="integrity")
                 for d in devices:
                     left[i, d] += task.chip_milli
         for i, node in enumerate(self.nodes):
-            down = self._loop.DOWN if self._site.down[i] > 0 else 0
+            down = self._loop.DOWN if self._site.flags[i, 0] > 0 else 0
             whole = [WHOLE * (self._site.device_down[i, d] == 0) for d in range(node.chips)]
             if cpu[i] + down != node.cpu_milli or memory[i] != node.memory_mib or left[i, : node.chips].tolist() != whole:
                 raise TrivetError(f"node {node.name} does not add up", field="integrity")
 
     def result(self) -> Week:
         """What has happened so far; running jobs count up to now."""
-        runs, now = self._runs, float(self._desk.clock[0])
-        held = runs.chip_seconds.copy()
+        table, now = self._work.jobs, float(self._desk.now["clock"][0])
+        held = table["chip_seconds"].copy()
         for j in self.running():
-            held[j] += self.jobs[j].chip_milli / WHOLE * (now - runs.started[j])
-        hourly = self._desk.integral.copy()
-        spans = np.clip(now - HOUR_S * np.arange(len(hourly)), 1e-9, HOUR_S)[:, None]
-        hourly /= spans
+            held[j] += self.jobs[j].chip_milli / WHOLE * (now - table["started"][j])
+        hourly = self._desk.integral / np.clip(now - HOUR_S * np.arange(len(self._desk.integral)), 1e-9, HOUR_S)[:, None]
         hourly[:, : len(self.kinds) + 2] /= WHOLE
-        names = ("chip", "host", "rack", "software")
         return Week(
-            self.jobs, self.kinds, now, runs.status.copy(), runs.first_start.copy(), runs.finish.copy(), runs.restarts.copy(),
-            runs.evictions.copy(), runs.lost.copy(), held, hourly, {k: int(c) for k, c in zip(names, self._counts, strict=True)},
-            self._events, float(sum(n.chips for n in self.nodes)),
+            self.jobs, self.kinds, now, table["status"].copy(), table["first_start"].copy(), table["finish"].copy(),
+            table["restarts"].copy(), table["evictions"].copy(), table["lost"].copy(), held, hourly,
+            {k: int(c) for k, c in zip(KINDS, self._site.counts, strict=True)}, self._events,
+            float(sum(n.chips for n in self.nodes)),
         )  # fmt: skip
 
 
