@@ -18,7 +18,7 @@ from trivet.model import catalogue
 from trivet.model.architecture import Architecture
 from trivet.model.families import FAMILIES, Reader
 from trivet.model.fields import Fields
-from trivet.model.quantisation import read_quantisation
+from trivet.model.quantisation import by_name, read_quantisation
 
 ESSENTIAL = ("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
 
@@ -49,12 +49,31 @@ def from_mapping(raw: Mapping[str, Any], name: str = "") -> Architecture:
         raise Unsupported(f"{model_type!r} is a family that is not understood", field="model_type")
     fields = Fields(raw, model_type)
     _refuse_partial(raw, fields)
-    blueprint = reader(fields)
+    try:
+        blueprint = reader(fields)
+    except TrivetError:
+        raise
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError, ArithmeticError) as error:
+        raise TrivetError(
+            f"a field has a value of the wrong kind ({type(error).__name__}: {error})", field=f"config of {model_type}"
+        ) from error
     fields.finish()
     _apply_class(raw, blueprint, model_type)
     quantisation = read_quantisation(raw, len(blueprint.blocks))
+    if not _states_quantisation(raw):
+        special = any(block.mixer.kind in ("mla", "scan") for block in blueprint.blocks)
+        named = by_name(quantisation, name, latent_or_hybrid=special)
+        if named != quantisation:
+            blueprint.notes.append("precision by the name: the config does not state it")
+            quantisation = named
     architecture = blueprint.architecture(name or str(raw.get("_name_or_path") or model_type), model_type, quantisation)
     return replace(architecture, notes=tuple(blueprint.notes))
+
+
+def _states_quantisation(raw: Mapping[str, Any]) -> bool:
+    text = raw.get("text_config")
+    nested = text.get("quantization_config") if isinstance(text, Mapping) else None
+    return bool(raw.get("quantization_config") or raw.get("compression_config") or nested)
 
 
 def _refuse_partial(raw: Mapping[str, Any], fields: Fields) -> None:
@@ -66,11 +85,7 @@ def _refuse_partial(raw: Mapping[str, Any], fields: Fields) -> None:
     def given(name: str) -> bool:
         return name in raw or fields.aliases.get(name, name) in raw
 
-    known = [
-        name
-        for name in ESSENTIAL
-        if name in fields.defaults or fields.aliases.get(name) in fields.defaults or not fields.has_class
-    ]
+    known = [name for name in ESSENTIAL if fields.aliases.get(name, name) in fields.defaults]
     if any(
         isinstance(raw.get(part), Mapping)
         for part in ("text_config", "llm_config", "language_config", "thinker_config")

@@ -203,9 +203,8 @@ class Fields:
             known = field in self.defaults or field in self.legacy
             if self.has_class and (not known or self.defaults.get(field) == value):
                 continue  # the family's class ignores names that it does not know
-            if value is None or value is False or value == [] or value == {}:
-                if not self.has_class:
-                    continue
+            if (value is None or value is False or value == [] or value == {}) and not self.has_class:
+                continue
             raise Unsupported(
                 f"{_short(value)} is not understood for a {self.model_type} model", field=self.name(field)
             )

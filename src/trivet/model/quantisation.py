@@ -189,7 +189,7 @@ def read_quantisation(raw: Mapping[str, Any], layers: int) -> Quantisation:
     for component in ("attention", "experts", "dense", "head"):
         chosen = base if component == "head" else label
         for group_label, targets in groups:
-            if component != "head" and "Linear" not in targets and _left_out(targets, component, layers, loose):
+            if "Linear" not in targets and _left_out(targets, component, layers, loose):
                 chosen = group_label
                 break
         else:
@@ -206,3 +206,18 @@ def read_quantisation(raw: Mapping[str, Any], layers: int) -> Quantisation:
         labels["head"],
         _kv_label(config, cache),
     )
+
+
+def by_name(stored: Quantisation, name: str, *, latent_or_hybrid: bool) -> Quantisation:
+    """The labels of a checkpoint whose config does not state them but whose name does (``-NVFP4``, ``-FP8``).
+
+    Such checkpoints keep a quantiser's settings in a second file. What that tool does by default: all linear layers but
+    the head and the router, and not the attention of latent-attention and hybrid models in 4 bits; cache in FP8.
+    """
+    match = re.search(r"-(nvfp4|fp4|fp8|mxfp4)\b", name.lower())
+    if match is None:
+        return stored
+    label = {"fp4": "nvfp4"}.get(match.group(1), match.group(1))
+    attention = stored.attention if latent_or_hybrid and label != "fp8" else label
+    cache = "fp8" if label in ("nvfp4", "fp8") else stored.kv_cache
+    return Quantisation(label, attention, label, label, stored.head, cache)

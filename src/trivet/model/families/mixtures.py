@@ -329,9 +329,6 @@ def minimax(f: Fields) -> Blueprint:
     """MiniMax-Text-01: lightning attention with softmax attention in every other layer (or as ``layer_types`` says)."""
     layers = f.positive("num_hidden_layers")
     kinds = [str(k) for k in f.many("layer_types")]
-    given = f.many("attn_type_list")
-    if not kinds and given:
-        kinds = ["full_attention" if k == 1 else "linear_attention" for k in given]
     kinds = kinds or ["full_attention" if (i + 1) % 2 == 0 else "linear_attention" for i in range(layers)]
     full = attention(f)
     linear = Mixer(

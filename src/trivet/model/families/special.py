@@ -37,7 +37,7 @@ def deepseek_v4(f: Fields) -> Blueprint:
             "compressed_sparse_attention" if i % 2 else "heavily_compressed_attention"
             for i in range(max(layers - 2, 0))
         ]
-    rates = {
+    rates: dict[str, int] = {
         "compressed_sparse_attention": 4,
         "heavily_compressed_attention": 128,
         **(f.get("compress_rates", None) or {}),
@@ -209,7 +209,10 @@ def step_text(f: Fields) -> Blueprint:
         if name in f.raw
     )
     sparse_at = [k == "sparse" for k in kinds] if kinds else [i >= first for i in range(layers)]
-    mixers = [replace(base, window=w, heads=sliding_heads if "sliding" in kind else base.heads) for w, kind in zip(wide, layer_types(f, layers), strict=True)]
+    mixers = [
+        replace(base, window=w, heads=sliding_heads if "sliding" in kind else base.heads)
+        for w, kind in zip(wide, layer_types(f, layers), strict=True)
+    ]
     blueprint = decoder(
         f,
         mixer=lambda i: mixers[i],

@@ -1,4 +1,4 @@
-"""State-space models and hybrids of them: Mamba, Jamba, Bamba, Falcon-H1, Granite 4, Zamba2, LFM2, RecurrentGemma, Kimi Linear."""
+"""State-space models and hybrids of them: Mamba, Jamba, Falcon-H1, Granite 4, Zamba2, LFM2, Kimi Linear, ..."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def _ignore(f: Fields, *names: str) -> None:
 
 
 def _rank(value: object, hidden: int) -> int:
-    return math.ceil(hidden / 16) if value == "auto" or value is None else int(value)  # type: ignore[call-overload, no-any-return]
+    return math.ceil(hidden / 16) if value == "auto" or value is None else int(value)  # type: ignore[call-overload]
 
 
 def mamba1_mixer(hidden: int, expand: float, state: int, conv: int, rank: int) -> Mixer:
@@ -166,7 +166,7 @@ def falcon_h1(f: Fields) -> Blueprint:
 
 
 def jamba(f: Fields) -> Blueprint:
-    hidden, layers = f.positive("hidden_size"), f.positive("num_hidden_layers")
+    hidden = f.positive("hidden_size")
     m = mamba1_mixer(
         hidden,
         f.get("mamba_expand"),

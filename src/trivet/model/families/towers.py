@@ -75,7 +75,7 @@ def gemma4_audio(f: Fields) -> int:
         f.positive("num_attention_heads"),
     )
     dim = hidden // heads
-    first, second = f.many("subsampling_conv_channels")
+    first, second = (int(channels) for channels in f.many("subsampling_conv_channels"))
     out = f.positive("output_proj_dims")
     f.read.update(f.raw)
     attention = 3 * hidden * heads * dim + hidden * hidden + hidden * heads * dim + dim

@@ -281,7 +281,6 @@ FAMILIES: dict[str, Reader] = {
     "qwen2_5_vl_text": qwen2,
     "mistral3": mistral3,
     "gemma3": gemma3,
-    "shieldgemma2": gemma3,
     "paligemma": paligemma,
     "internvl": internvl,
     "idefics2": idefics2,
