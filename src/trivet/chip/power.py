@@ -63,7 +63,7 @@ def utilised_w(chip: Chip, compute: float, memory: float, link: float = 0.0, dty
 def flop_j(chip: Chip, dtype: str = "bf16") -> Estimate:
     """Joules of one operation on the matrix units at ``dtype``."""
     node = chip.get("process_nm")
-    usual = _FLOP_J[min(_FLOP_J, key=lambda nm: abs(nm - (node or 7)))]
+    usual = node_energy(node or 7)
     base = usual
     peak = chip.get("peak_flops_bf16") or chip.get("peak_flops_fp16")
     limit = chip.get("tdp_w")
@@ -75,6 +75,11 @@ def flop_j(chip: Chip, dtype: str = "bf16") -> Estimate:
     unknown_node = chip.facts.get("process_nm")
     doubt = 0.25 if unknown_node is not None and unknown_node.lo is None and node else 0.4
     return _factor(f"{chip.name} energy of an operation", base * _DTYPE.get(dtype, 1.0), doubt)
+
+
+def node_energy(process_nm: float) -> float:
+    """Joules of one 16-bit FLOP that chips of a node usually take."""
+    return _FLOP_J[min(_FLOP_J, key=lambda nm: abs(nm - process_nm))]
 
 
 def byte_j(chip: Chip) -> Estimate:

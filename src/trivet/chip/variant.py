@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from trivet.chip import silicon
-from trivet.chip.power import byte_j, flop_j
+from trivet.chip.power import byte_j, flop_j, node_energy
 from trivet.chip.spec import Chip
 from trivet.errors import TrivetError
 from trivet.facts import Fact
@@ -67,6 +67,26 @@ def compose(chip: Chip, factors: Mapping[str, float]) -> Chip:
         if bench in facts:
             facts[bench] = scaled(facts[bench], 1.0 / factor, f"{parameter} x {factor:g}")
     return settle(chip, replace(chip, facts=facts, aliases=()), keep_power="power_limit" in factors)
+
+
+def ported(chip: Chip, process_nm: float) -> Chip:
+    """The same design on another node: area by the density, arithmetic power by the energy of an operation there."""
+    facts = dict(chip.facts)
+    if "process_nm" not in facts:
+        raise TrivetError("the node is not known", field=f"{chip.name}: process_nm")
+    facts["process_nm"] = replace(
+        facts["process_nm"], value=process_nm, lo=None, hi=None, status="derived", note="ported", conflicts=()
+    )
+    moved = replace(chip, facts=facts, aliases=())
+    if "die_area_m2" in facts:
+        ratio = silicon.area_mm2(moved).value / silicon.area_mm2(chip).value
+        facts["die_area_m2"] = scaled(facts["die_area_m2"], ratio, "ported")
+    peak = chip.get("peak_flops_bf16") or chip.get("peak_flops_fp16") or 0.0
+    limit = chip.get("tdp_w") or 0.0
+    if limit and peak:
+        saved = peak * flop_j(chip).value * (1.0 - node_energy(process_nm) / node_energy(chip.get("process_nm") or 7.0))
+        facts["tdp_w"] = scaled(facts["tdp_w"], max(0.2, 1.0 - saved / limit), "ported")
+    return replace(moved, facts=facts)
 
 
 def settle(base: Chip, changed: Chip, keep_power: bool = False) -> Chip:

@@ -31,9 +31,11 @@ LATENCIES = ("launch", "host_launch")
 # What the search may change, and between which factors. Vector units and cache stay as they are: operator timing does not
 # resolve what less of them would cost, so a search would only take them away.
 SEARCHED: dict[str, tuple[float, float]] = {
-    "matrix": (0.4, 4.0), "memory_bandwidth": (0.7, 2.5), "memory_stacks": (0.5, 2.0), "memory_capacity": (0.5, 2.0),
+    "matrix": (0.4, 8.0), "memory_bandwidth": (0.7, 2.5), "memory_stacks": (0.5, 2.0), "memory_capacity": (0.5, 2.0),
     "links": (0.4, 4.0),
 }  # fmt: skip
+HEADROOM = 1.25  # budgets of a search that names none, over what the base takes
+_MEMORY = ("memory_capacity", "memory_stacks")
 TOLERANCE = 2e-3  # relative excess over a budget that counts as inside
 BUDGETS = ("area_mm2", "power_w", "bill_usd")
 # How far kernels of a chip nobody has measured lie from the model's sustained share (one standard deviation of log).
@@ -51,7 +53,10 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True, slots=True)
 class Sensitivity:
-    """Per cent that ``metric`` of ``workload`` changes with a tenth more of ``parameter``; 80% interval and its driver."""
+    """Per cent that ``metric`` of ``workload`` changes with a tenth more of ``parameter``; 80% interval and its driver.
+
+    ``less_percent``: with as much less of it, for the picture.
+    """
 
     workload: str
     parameter: str
@@ -60,6 +65,7 @@ class Sensitivity:
     lo: float
     hi: float
     driver: str
+    less_percent: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,13 +144,14 @@ def sensitivities(
     for at, (name, world) in enumerate(worlds):
         progress("sensitivities", at, len(worlds))
         changes[name] = _changes(study, world, listed, step)
+    less = _changes(study, chip, listed, 1.0 / (1.0 + step) - 1.0)
     silicon = tuple(_silicon(chip, p, _factor(p, step)) for p in listed)
     found = []
     for key, value in changes[""].items():
         parts = {name: changes[name][key] - value for name in changes if name}
         if key[2] == "cost":
             parts |= _cost_parts(study, key[1], step, value)
-        found.append(_with_spread(key, value, parts))
+        found.append(replace(_with_spread(key, value, parts), less_percent=less[key]))
     return tuple(found), silicon
 
 
@@ -163,58 +170,103 @@ def doubts(chip: Chip) -> list[tuple[str, Chip]]:
 
 
 def best(
-    study: Study, budget: Mapping[str, float] | None = None, *, rounds: int = 14, progress: Progress = lambda *_: None
+    study: Study,
+    budget: Mapping[str, float] | None = None,
+    *,
+    bounds: Mapping[str, tuple[float, float]] | None = None,
+    rounds: int = 12,
+    progress: Progress = lambda *_: None,
 ) -> Best:
-    """The chip of least mean cost within ``budget`` (area_mm2, power_w, bill_usd; default: the base's own).
+    """The chip of least mean cost within ``budget`` (area_mm2, power_w, bill_usd; default: HEADROOM times the base's own).
+
+    ``bounds`` narrows the factors of single parameters (an export rule, a memory that cannot be had).
 
     Raises:
         TrivetError: an unknown or non-positive budget.
-        DoesNotFit: the base itself lies outside the budget and no first step brings it inside.
+        DoesNotFit: the base lies outside the budget and no step brings it inside.
     """
-    limits = dict(used(study.chip))
+    limits = {name: HEADROOM * value for name, value in used(study.chip).items()}
     for name, value in (budget or {}).items():
         if name not in BUDGETS or value <= 0:
             raise TrivetError(f"budget {name} {value}", field="budget", allowed=BUDGETS)
         limits[name] = value
     names = [p for p in SEARCHED if any(field in study.chip.facts for field in PARAMETERS[p])]
-    bounds = [_bounds(study.chip, p) for p in names]
-    memory = [i for i, p in enumerate(names) if p in ("memory_capacity", "memory_stacks")]
-    point, evaluations = [0.0] * len(names), 0
-    radius = 0.35
-    here = _try(study, names, point)
-    if here is None:
-        raise DoesNotFit("the base cannot run the demand", field=study.chip.name)
+    walk = _Walk(study, names, limits, [_bounds(study.chip, p, bounds or {}) for p in names])
     for at in range(rounds):
         progress("search", at, rounds)
-        now = _at(study.chip, names, point)
-        slopes, costs = _gradient(study, names, point, here)
-        evaluations += len(names) + 1
-        step = _linear_step(slopes, costs, point, bounds, radius, limits, used(now))
-        nearer = _pulled_in(study.chip, names, [p + s for p, s in zip(point, step, strict=True)], limits, costs)
-        there = _try(study, names, nearer)
-        if there is None and any(nearer[i] < point[i] for i in memory):
-            # Less memory no longer holds the models: from here on it may only grow.
-            bounds = [
-                (max(low, point[i]), high) if i in memory else (low, high) for i, (low, high) in enumerate(bounds)
-            ]
-            continue
-        over_before, over_after = _excess(now, limits), _excess(_at(study.chip, names, nearer), limits)
-        inwards = over_before > TOLERANCE and over_after < over_before
-        if there is not None and (inwards or (over_after <= TOLERANCE and there < here - 1e-5)):
-            point, here = nearer, there
-            radius = min(0.6, radius * 1.3)
-        else:
-            radius *= 0.5
-        if radius < 0.01:
+        if not walk.step():
             break
     progress("search", rounds, rounds)
-    chip = _at(study.chip, names, point)
+    chip = _at(study.chip, names, walk.point)
     taken = used(chip)
     if _excess(chip, limits) > TOLERANCE:
         raise DoesNotFit("no chip within the budget was found", field="budget", allowed=str(limits))
     binding = tuple(n for n in BUDGETS if taken[n] > 0.985 * limits[n])
-    factors = {name: math.exp(x) for name, x in zip(names, point, strict=True)}
-    return Best(chip, factors, limits, taken, binding, _best_changes(study, factors), evaluations)
+    factors = {name: math.exp(x) for name, x in zip(names, walk.point, strict=True)}
+    return Best(chip, factors, limits, taken, binding, _best_changes(study, factors), walk.evaluations)
+
+
+class _Walk:
+    """Sequential linear programming with a trust region; steps that run and pay are kept, others halve the region."""
+
+    def __init__(
+        self, study: Study, names: Sequence[str], limits: Mapping[str, float], bounds: Sequence[tuple[float, float]]
+    ):
+        self.study, self.names, self.limits, self.bounds = study, names, limits, list(bounds)
+        self.point = [min(max(0.0, low), high) for low, high in bounds]
+        self.radius, self.evaluations = 0.4, 1
+        here = _try(study, names, self.point)
+        if here is None:
+            raise DoesNotFit("cannot run the demand where the search starts", field=study.chip.name)
+        self.here = here
+
+    def step(self) -> bool:
+        """One accepted step; False when the trust region has shrunk to nothing."""
+        now = _at(self.study.chip, self.names, self.point)
+        taken, over = used(now), _excess(now, self.limits)
+        slopes, costs = self._gradient(taken)
+        while self.radius > 0.01:
+            move = _linear_step(slopes, costs, self.point, self.bounds, self.radius, self.limits, taken)
+            target = [x + d for x, d in zip(self.point, move, strict=True)]
+            target = _pulled_in(self.study.chip, self.names, target, self.limits, costs)
+            target = [min(max(x, low), high) for x, (low, high) in zip(target, self.bounds, strict=True)]
+            there = _try(self.study, self.names, target)
+            self.evaluations += 1
+            over_there = _excess(_at(self.study.chip, self.names, target), self.limits)
+            inwards = over > TOLERANCE and over_there < 0.9 * over
+            if there is not None and (inwards or (over_there <= TOLERANCE and there < self.here - 1e-4)):
+                self.point, self.here = target, there
+                self.radius = min(0.8, self.radius * 1.5)
+                return True
+            if there is None and self._hold_memory(target):
+                continue
+            self.radius *= 0.5
+        return False
+
+    def _hold_memory(self, target: Sequence[float]) -> bool:
+        """Less memory no longer holds the models: from here on it may only grow. False where that was not it."""
+        shrunk = [i for i, n in enumerate(self.names) if n in _MEMORY and target[i] < self.point[i] - 1e-9]
+        for i in shrunk:
+            self.bounds[i] = (self.point[i], self.bounds[i][1])
+        return bool(shrunk)
+
+    def _gradient(self, now: Mapping[str, float]) -> tuple[list[float], list[list[float]]]:
+        """Slopes of cost and of the log budgets over a tenth up and down: wide, because kernel tables have kinks."""
+        slopes, costs = [], []
+        for index in range(len(self.names)):
+            ends: list[tuple[float, float]] = [(0.0, self.here)]
+            for h in (0.1, -0.1):
+                moved = [x + (h if i == index else 0.0) for i, x in enumerate(self.point)]
+                there = _try(self.study, self.names, moved)
+                self.evaluations += 1
+                if there is not None:
+                    ends.append((h, there))
+            (h0, f0), (h1, f1) = min(ends), max(ends)
+            slopes.append((f1 - f0) / (h1 - h0) if h1 > h0 else 0.0)
+            up = [x + (0.05 if i == index else 0.0) for i, x in enumerate(self.point)]
+            after = used(_at(self.study.chip, self.names, up))
+            costs.append([math.log(after[n] / now[n]) / 0.05 for n in BUDGETS])
+        return slopes, costs
 
 
 def used(chip: Chip) -> dict[str, float]:
@@ -261,12 +313,12 @@ def _best_changes(study: Study, factors: Mapping[str, float]) -> tuple[Sensitivi
                 ratio = _value(after[w.name], metric) / _value(base[w.name], metric)
                 found[name][w.name, "best", metric] = 100.0 * (ratio - 1.0)
             found[name]["all", "best", metric] = 100.0 * (math.exp(study.mean_log(after, base, metric)) - 1.0)
-    ratio = study.price.usd_per_hour(compose(study.chip, factors)) / study.price.hour
+    priced = study.price.usd_per_hour(compose(study.chip, factors)) / study.price.hour
     changes = []
     for key, value in found[""].items():
         parts = {name: found[name][key] - value for name in found if name}
         if key[2] == "cost":
-            parts |= {name: (100.0 + value) * sigma for name, sigma in ratio.spread.items()}
+            parts |= {name: (100.0 + value) * sigma for name, sigma in priced.spread.items()}
         changes.append(_with_spread(key, value, parts))
     return tuple(changes)
 
@@ -298,11 +350,11 @@ def _shifted(chip: Chip, fields: Sequence[str], factor: float) -> Chip:
     return replace(chip, facts=facts)
 
 
-def _bounds(chip: Chip, parameter: str) -> tuple[float, float]:
-    low, high = SEARCHED[parameter]
+def _bounds(chip: Chip, parameter: str, narrower: Mapping[str, tuple[float, float]]) -> tuple[float, float]:
+    low, high = narrower.get(parameter, SEARCHED[parameter])
     stacks, bandwidth = chip.get("memory_stacks"), chip.get("memory_bandwidth_bytes_per_s")
     if parameter == "memory_bandwidth" and stacks and bandwidth:
-        high = max(1.0, min(high, _MAX_HBM_STACK * stacks / bandwidth))
+        high = max(low, min(high, _MAX_HBM_STACK * stacks / bandwidth))
     return math.log(low), math.log(high)
 
 
@@ -322,24 +374,6 @@ def _excess(chip: Chip, limits: Mapping[str, float]) -> float:
     """By how much (log) the worst budget is exceeded."""
     taken = used(chip)
     return max(0.0, *(math.log(taken[n] / limits[n]) for n in BUDGETS))
-
-
-def _gradient(
-    study: Study, names: Sequence[str], point: Sequence[float], here: float
-) -> tuple[list[float], list[list[float]]]:
-    """Slopes of cost and of the log budgets; a step of 5%, down where up cannot run."""
-    slopes, costs = [], []
-    now = used(_at(study.chip, names, point))
-    for index in range(len(names)):
-        for h in (0.05, -0.05):
-            moved = [x + (h if i == index else 0.0) for i, x in enumerate(point)]
-            there = _try(study, names, moved)
-            if there is not None:
-                break
-        slopes.append(0.0 if there is None else (there - here) / h)
-        after = used(_at(study.chip, names, moved))
-        costs.append([math.log(after[n] / now[n]) / h for n in BUDGETS])
-    return slopes, costs
 
 
 def _pulled_in(

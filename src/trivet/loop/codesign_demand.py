@@ -300,7 +300,8 @@ def _decode(workload: Workload, choice: Choice, settings: EngineSettings, table:
     batch = high if step_s(high) <= slo else _bisect(step_s, 1.0, high, slo)
     step, chips = step_s(batch), choice.layout.chips
     work = _work(workload.architecture, Batch(decode_sequences=batch, decode_context=context), choice, settings)
-    return Rate(batch * choice.layout.attention_dp / step / chips, *(w / step for w in work), table.log_sigma, choice)
+    flops, moved, linked = (w / step for w in work)
+    return Rate(batch * choice.layout.attention_dp / step / chips, flops, moved, linked, table.log_sigma, choice)
 
 
 def _prefill(workload: Workload, choice: Choice, settings: EngineSettings, table: StepTable) -> Rate:
@@ -326,7 +327,8 @@ def _prefill(workload: Workload, choice: Choice, settings: EngineSettings, table
         raise DoesNotFit(f"a prompt takes {total:.2f} s", field=workload.name, allowed=f"{slo:g} s")
     load = min(MAX_LOAD, 2.0 * spare / (1.0 + 2.0 * spare))
     tokens = prompt * many * choice.layout.attention_dp / total / choice.layout.chips * load
-    return Rate(tokens, *(float(w) / total * load for w in work), table.log_sigma, choice)
+    flops, moved, linked = (float(w) / total * load for w in work)
+    return Rate(tokens, flops, moved, linked, table.log_sigma, choice)
 
 
 def _training(chip: Chip, workload: Workload, choice: Choice) -> Rate:
