@@ -69,7 +69,7 @@ def redundancy(architecture: Architecture, rows: float, layout: Layout) -> dict[
     return extra
 
 
-@settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.filter_too_much])
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.filter_too_much])
 @given(
     name=st.sampled_from(sorted(MODELS)), tp=st.sampled_from([1, 2, 4, 8]), dp=st.sampled_from([1, 2, 4]),
     pp=st.sampled_from([1, 2, 3]), experts=st.sampled_from(["ep", "tp", "mixed"]), cp=st.sampled_from([1, 2]),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from fnmatch import fnmatchcase
+from fnmatch import translate
 from typing import Any
 
 from trivet.errors import Unsupported
@@ -64,28 +64,42 @@ _ROOTS = (
 _HEADS = ("lm_head", "language_model.lm_head", "head")
 
 
-def _matches(pattern: str, name: str, loose: bool) -> bool:
-    if pattern.startswith("re:"):
-        return re.match(pattern[3:], name) is not None
-    if "*" in pattern or "?" in pattern:
-        return fnmatchcase(name, pattern) or fnmatchcase(name, pattern + ".*")
-    if name == pattern or name.startswith(pattern + "."):
-        return True
-    return loose and pattern in name.split(".")
+class _Patterns:
+    """Module patterns of one config, compiled: exact names and prefixes, globs, and regular expressions (``re:``)."""
+
+    def __init__(self, patterns: Sequence[str], *, loose: bool):
+        self.loose = loose  # a bare word matches that part of a name anywhere
+        self.exact = frozenset(p for p in patterns if not p.startswith("re:") and "*" not in p and "?" not in p)
+        globs = [
+            translate(form)
+            for p in patterns
+            if "*" in p or "?" in p
+            for form in (p, p + ".*")
+            if not p.startswith("re:")
+        ]
+        expressions = [f"(?:{p[3:]})" for p in patterns if p.startswith("re:")]
+        self.expression = re.compile("|".join(globs + expressions)) if globs or expressions else None
+
+    def match(self, name: str) -> bool:
+        parts = name.split(".")
+        if any(".".join(parts[:i]) in self.exact for i in range(1, len(parts) + 1)):
+            return True
+        if self.loose and any(part in self.exact for part in parts):
+            return True
+        return self.expression is not None and self.expression.match(name) is not None
 
 
 def _left_out(patterns: Sequence[str], component: str, layers: int, loose: bool) -> bool:
     """Whether most layers' linear maps of a component match the patterns."""
+    if not patterns:
+        return False
+    compiled = _Patterns(patterns, loose=loose)
     if component == "head":
-        return any(_matches(p, head, loose) for p in patterns for head in _HEADS)
-    hits = 0
-    probed = range(layers)
-    for i in probed:
-        for root in _ROOTS:
-            names = [f"{root}{i}.{probe}" for probe in _PROBES[component]]
-            if any(_matches(p, name, loose) for p in patterns for name in names):
-                hits += 1
-                break
+        return any(compiled.match(head) for head in _HEADS)
+    hits = sum(
+        any(compiled.match(f"{root}{i}.{probe}") for root in _ROOTS for probe in _PROBES[component])
+        for i in range(layers)
+    )
     return hits * 2 > layers
 
 
