@@ -188,7 +188,7 @@ class Replica:
                 ended = True
             else:
                 self.decode(request)
-        for request in step:
+        for request in sorted(step, key=lambda r: r.id):
             if request.emitted_units >= (request.outputs - request.generated - 1) * self.unit:
                 self.finish(request, now)
                 ended = True
@@ -278,15 +278,11 @@ class Replica:
             preempted = True
         return swap, preempted
 
-    def keep(self, request: Request) -> int:
+    def plan(self, request: Request) -> int:
         share = round(1024 * self.rules.reserve_output)
-        if share == 0:
+        if share == 0 or self.kind.role == "prefill":
             return 0
-        tokens = request.outputs - request.generated
-        for other in self.running:
-            done = other.emitted_units // self.unit if other.decoding else 0
-            tokens += other.outputs - other.generated - done
-        return (share * tokens) // (1024 * self.block) + len(self.running) + len(self.held) + 1
+        return -(-(request.inputs + (share * request.outputs) // 1024) // self.block)
 
     def reclaim(self, request: Request) -> list[int]:
         limit = (request.inputs + request.generated - 1) // self.block
@@ -306,7 +302,10 @@ class Replica:
             return 0
         tokens = request.inputs + request.generated - (request.flag == "prefilled")
         total = -(-tokens // self.block)
-        keep = self.keep(request)
+        present = self.running + self.held + self.sim.loading(self) + [r for r in self.waiting if r.flag == "loaded"]
+        if self.plan(request) and sum(self.plan(r) for r in present) + self.plan(request) > self.total:
+            return -1
+        keep = 0
         if request.flag == "prefilled":
             keep += 1 if not self.rules.prefill_first else sum(self.need(r) for r in self.decodes()) + 1
         if self.sim.weight:
@@ -735,7 +734,7 @@ class Reference:
         elif subject.flag == "bounced":
             self.bounce(subject, now)
         else:
-            subject.flag = "loaded"
+            subject.flag, subject.priority = "loaded", 0
             self.enter(self.replicas[subject.replica], subject, now, True)
 
     def arrive(self, number: int, now: int) -> None:
@@ -764,6 +763,10 @@ class Reference:
         replica.schedule(now, woken)
         self.check(replica)
 
+    def loading(self, replica: Replica) -> list[Request]:
+        waits = [s for _, kind, _, _, s in self.pending if kind == k.P_READY]
+        return [s for s in waits if s.replica == replica.number and s.flag != "bounced"]
+
     def check(self, replica: Replica) -> None:
         """Blocks are conserved and no batch is over its limits."""
         settings = replica.kind.settings
@@ -771,8 +774,7 @@ class Reference:
         chunked = sum(r.chunk for r in replica.running)
         assert chunked <= settings.max_num_batched_tokens
         if self.weight:
-            loading = [s for _, kind, _, _, s in self.pending if kind == k.P_READY and s.replica == replica.number]
-            present = replica.running + replica.held + loading + [r for r in replica.waiting if r.flag == "loaded"]
+            present = replica.running + replica.held + self.loading(replica) + [r for r in replica.waiting if r.flag == "loaded"]
             private = sum(r.private for r in present)
             entries = len(replica.store.used) + len(replica.store.idle[0])
             assert replica.free >= 0

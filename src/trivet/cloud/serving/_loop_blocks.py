@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from trivet.cloud.serving._loop_jit import jit
+from trivet.cloud.serving._loop_jit import jit, seldom
 
 from trivet.cloud.serving._loop_cache import cache_evict, cache_release
 from trivet.cloud.serving._loop_state import (
     MAX_HOLES, R_ADVANCE, R_BATCH, R_BLOCK, R_EVICTABLE, R_FREE, R_GAIN, R_HOLES, R_PREFIX, R_QUEUE_HEAD, R_QUEUE_TAIL,
-    R_TAKEN, R_UNIT, S_GHOST, S_GHOST_BLOCKS, S_GHOST_FULL, S_GEN, S_IN,
+    R_RESERVED, R_TAKEN, R_UNIT, S_GHOST, S_GHOST_BLOCKS, S_GHOST_FULL, S_GEN, S_IN, S_RESERVED,
 )  # fmt: skip
 
 
@@ -75,7 +75,7 @@ def give_blocks(row: Any, count: int) -> None:
     row[R_QUEUE_TAIL] += count
 
 
-@jit
+@seldom
 def leave_ghost(state: Any, row: Any, slot: int, blocks: int, full: int) -> None:
     """A preempted request's blocks go to the tail of the free queue, the last one first."""
     s = state.slots[slot]
@@ -83,7 +83,7 @@ def leave_ghost(state: Any, row: Any, slot: int, blocks: int, full: int) -> None
     give_blocks(row, blocks)
 
 
-@jit
+@seldom
 def reclaim_ghost(state: Any, row: Any, replica: int, slot: int) -> int:
     """Blocks of the request's own prefix that are still in the free queue; taken out of it."""
     s = state.slots[slot]
@@ -109,6 +109,8 @@ def reclaim_ghost(state: Any, row: Any, replica: int, slot: int) -> int:
 @jit
 def release(state: Any, row: Any, replica: int, cache: Any, slot: int, blocks: int) -> None:
     """Give back all of a request's blocks."""
+    row[R_RESERVED] -= state.slots[slot, S_RESERVED]
+    state.slots[slot, S_RESERVED] = 0
     if cache is not None:
         cache_release(state, row, replica, cache, slot, blocks)
     else:

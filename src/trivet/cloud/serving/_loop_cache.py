@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from trivet.cloud.serving._loop_jit import jit
+from trivet.cloud.serving._loop_jit import jit, seldom
 
 from trivet.cloud.serving._loop_state import (
     G_HASH_BLOCK, R_EVICTABLE, R_FREE, S_GEN, S_HASH, S_HASHES, S_IN, S_NREF,
@@ -26,7 +26,7 @@ class Cache(NamedTuple):
     """Everything cached on all replicas. The last owner (index R) is the shared pool."""
 
     key: Any  # [table] int64, -1 = empty
-    value: Any  # [table] int32
+    value: Any  # [table] int64
     entry: Any  # [entries, 6]
     lru: Any  # [R + 1, TIERS, 2] head, tail
     count: Any  # [R + 1, TIERS] entries held (HBM: without references)
@@ -61,7 +61,7 @@ def _home(cache: Any, key: int) -> int:
     return (x ^ (x >> 29)) & (cache.key.size - 1)
 
 
-@jit
+@seldom
 def _unmap(cache: Any, key: int) -> None:
     """Remove a key, moving later ones of its run back so that no tombstone is needed."""
     mask = cache.key.size - 1
@@ -123,7 +123,7 @@ def _drop(cache: Any, entry: int) -> None:
     cache.meta[M_FREE] = entry
 
 
-@jit
+@seldom
 def _new(cache: Any, owner: int, block: int) -> int:
     entry = cache.meta[M_FREE]
     if entry >= 0:
@@ -137,7 +137,7 @@ def _new(cache: Any, owner: int, block: int) -> int:
     return int(entry)
 
 
-@jit
+@seldom
 def _demote(cache: Any, entry: int) -> None:
     """An unlinked entry goes to the next tier that has room for anything at all, pushing that tier's oldest down."""
     while True:
@@ -171,7 +171,7 @@ def _demote(cache: Any, entry: int) -> None:
         _unlink(cache, entry)
 
 
-@jit
+@seldom
 def cache_evict(row: Any, replica: int, cache: Any) -> None:
     """Free one entry's blocks in HBM: the least recently used one moves down a tier or is forgotten."""
     entry = cache.lru[replica, HBM, 0]
@@ -182,7 +182,7 @@ def cache_evict(row: Any, replica: int, cache: Any) -> None:
     _demote(cache, entry)
 
 
-@jit
+@seldom
 def cache_match(state: Any, replica: int, cache: Any, slot: int) -> Any:
     """Longest cached prefix: blocks in all, of which in HBM, of which idle, time to load the others; and how many
     lie in HBM before the first that must be loaded, of which idle."""
@@ -213,7 +213,7 @@ def cache_match(state: Any, replica: int, cache: Any, slot: int) -> Any:
     return total, hbm, idle, load, front, front_idle
 
 
-@jit
+@seldom
 def cache_take(state: Any, row: Any, replica: int, cache: Any, slot: int, hits: int) -> int:
     """Reference every full block of the prompt, the first ``hits`` from the cache; return HBM blocks now to be paid."""
     s = state.slots[slot]
@@ -239,7 +239,7 @@ def cache_take(state: Any, row: Any, replica: int, cache: Any, slot: int, hits: 
     return cost
 
 
-@jit
+@seldom
 def cache_release(state: Any, row: Any, replica: int, cache: Any, slot: int, blocks: int) -> None:
     """Drop a request's references, the deepest block first; what nobody else uses may now be evicted."""
     s = state.slots[slot]
@@ -254,7 +254,7 @@ def cache_release(state: Any, row: Any, replica: int, cache: Any, slot: int, blo
     s[S_NREF] = 0
 
 
-@jit
+@seldom
 def cache_clear(row: Any, replica: int, cache: Any) -> None:
     """A replica went down: what its tiers held is gone (nothing is referenced any more)."""
     for tier in range(REMOTE):

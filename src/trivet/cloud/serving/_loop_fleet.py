@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from trivet.cloud.serving._loop_jit import jit
+from trivet.cloud.serving._loop_jit import jit, seldom
 
 from trivet.cloud.serving._loop_cache import E_TIER, HBM, cache_clear, find
 from trivet.cloud.serving._loop_queue import (
@@ -50,7 +50,7 @@ def update_load(state: Any, row: Any, replica: int) -> None:
         tree_update(state.load_tree, state.load_key, leaves, replica)
 
 
-@jit
+@seldom
 def random_below(state: Any, n: int) -> int:
     """xorshift64: the same draws on every machine."""
     x = state.run[G_RANDOM]
@@ -61,7 +61,7 @@ def random_below(state: Any, n: int) -> int:
     return int((x >> 11) % n)
 
 
-@jit
+@seldom
 def cached_blocks(state: Any, cache: Any, replica: int, slot: int) -> int:
     s = state.slots[slot]
     count = 0
@@ -70,7 +70,7 @@ def cached_blocks(state: Any, cache: Any, replica: int, slot: int) -> int:
     return count
 
 
-@jit
+@seldom
 def choose_by_prefix(state: Any, cache: Any, slot: int, least: int) -> int:
     """The replica that computed the deepest known block of the prompt, or the least loaded one, whichever has less
     prompt left to compute and context to hold."""
@@ -145,14 +145,14 @@ def enqueue(state: Any, row: Any, replica: int, slot: int, time: int, front: boo
                 set_event(state, replica, row[R_END])
 
 
-@jit
+@seldom
 def refuse(state: Any, slot: int, time: int, status: int) -> None:
     record(state, slot, time, status)
     state.run[G_REJECTED if status == REJECTED else G_FAILED] += 1
     free_slot(state, slot)
 
 
-@jit
+@seldom
 def hope(state: Any, faults: Any) -> bool:
     """Whether a replica may still come up."""
     if state.run[G_FAULT] < faults.shape[0] or state.run[G_SCALE_EVERY] > 0:
@@ -163,7 +163,7 @@ def hope(state: Any, faults: Any) -> bool:
     return False
 
 
-@jit
+@seldom
 def route(state: Any, cache: Any, faults: Any, slot: int, time: int, target: int) -> None:
     """Send a request to a replica, or refuse it, or try again later where none is up."""
     run, s = state.run, state.slots[slot]
@@ -213,7 +213,7 @@ def send(state: Any, arrivals: Any, cache: Any, faults: Any, request: int, time:
     route(state, cache, faults, slot, time, target)
 
 
-@jit
+@seldom
 def release_follower(state: Any, arrivals: Any, request: int, ended: int, time: int) -> int:
     """When a request of a session may be sent: after its own time, and its predecessor's end plus thinking."""
     think = arrivals.think[request] if arrivals.think.size > 0 else 0
@@ -236,13 +236,13 @@ def arrive(state: Any, arrivals: Any, cache: Any, faults: Any, request: int, tim
     send(state, arrivals, cache, faults, request, time)
 
 
-@jit
+@seldom
 def bounce(state: Any, slot: int, time: int) -> None:
     """A request lost its replica: its client sends it again, at most so many times; it starts from the beginning."""
     s, run = state.slots[slot], state.run
     s[S_TRIES] += 1
     s[S_GEN], s[S_CTX], s[S_CHUNK], s[S_FIRST], s[S_SCHED], s[S_DECODING] = 0, 0, 0, -1, -1, 0
-    s[S_GHOST_BLOCKS], s[S_NREF], s[S_FLAG] = 0, 0, BOUNCED
+    s[S_GHOST_BLOCKS], s[S_NREF], s[S_RESERVED], s[S_FLAG] = 0, 0, 0, BOUNCED
     if s[S_TRIES] > run[G_MAX_RETRIES]:
         refuse(state, slot, time, FAILED)
     else:
@@ -250,7 +250,7 @@ def bounce(state: Any, slot: int, time: int) -> None:
         pending_push(state, time + run[G_RETRY_DELAY], P_RETRY, slot)
 
 
-@jit
+@seldom
 def fail(state: Any, replica: int, cache: Any, time: int) -> None:
     """A replica goes down: what it ran, queued or loaded goes back to the clients; its caches are gone."""
     row = state.replicas[replica]
@@ -282,7 +282,7 @@ def fail(state: Any, replica: int, cache: Any, time: int) -> None:
         cache_clear(row, replica, cache)
     for column in (
         R_BATCH, R_CONTEXT, R_HEAP, R_BACKLOG, R_OUTSTANDING, R_LOAD_TOKENS, R_HOLES, R_TAKEN, R_EVICTABLE,
-        R_STEPS, R_QUEUE_HEAD, R_CHANNEL, R_PREFILL_TOKENS, R_PAUSE,
+        R_STEPS, R_QUEUE_HEAD, R_CHANNEL, R_PREFILL_TOKENS, R_PAUSE, R_RESERVED,
     ):  # fmt: skip
         row[column] = 0
     row[R_FREE] = row[R_QUEUE_TAIL] = row[R_BLOCKS]
@@ -293,7 +293,7 @@ def fail(state: Any, replica: int, cache: Any, time: int) -> None:
     update_load(state, row, replica)
 
 
-@jit
+@seldom
 def turn_on(state: Any, replica: int, time: int, up: int) -> None:
     row = state.replicas[replica]
     if row[R_UP] == OFF or row[R_UP] == DOWN:
@@ -304,7 +304,7 @@ def turn_on(state: Any, replica: int, time: int, up: int) -> None:
     update_load(state, row, replica)
 
 
-@jit
+@seldom
 def turn_off_if_drained(state: Any, replica: int, time: int) -> None:
     row = state.replicas[replica]
     if row[R_UP] == DRAINING and row[R_OUTSTANDING] == 0:
@@ -312,7 +312,7 @@ def turn_off_if_drained(state: Any, replica: int, time: int) -> None:
         row[R_UP_TIME] += time - row[R_SINCE]
 
 
-@jit
+@seldom
 def scale(state: Any, time: int) -> None:
     """Start or drain replicas so that each would have the target number of requests in flight."""
     run = state.run
@@ -338,7 +338,7 @@ def scale(state: Any, time: int) -> None:
             turn_off_if_drained(state, replica, time)
 
 
-@jit
+@seldom
 def handle_pending(state: Any, arrivals: Any, cache: Any, faults: Any) -> None:
     time, kind, subject = state.pending[0, 0], state.pending[0, 1], state.pending[0, 2]
     pending_pop(state)
@@ -357,6 +357,7 @@ def handle_pending(state: Any, arrivals: Any, cache: Any, faults: Any) -> None:
             bounce(state, subject, time)
         else:
             state.slots[subject, S_FLAG] = LOADED
+            state.slots[subject, S_PRIO] = 0  # it holds blocks already: behind one that waits for blocks it would block
             replica = state.slots[subject, S_REP]
             enqueue(state, state.replicas[replica], replica, subject, time, True)
     elif state.replicas[subject, R_UP] == STARTING:

@@ -1,6 +1,8 @@
 """The compiler's settings of every function in the hot loop.
 
 No array is made or kept there, so reference counts are switched off: they would cost more than the work itself.
+What runs at every event is inlined, since handing a dozen arrays to a function costs more than most of them do; what
+runs seldom is not, since inlining costs compile time.
 """
 
 from __future__ import annotations
@@ -8,3 +10,4 @@ from __future__ import annotations
 from numba import njit
 
 jit = njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
+seldom = njit(cache=True, error_model="numpy", _nrt=False)

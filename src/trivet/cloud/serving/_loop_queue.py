@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from trivet.cloud.serving._loop_jit import jit
+from trivet.cloud.serving._loop_jit import jit, seldom
 
 from trivet.cloud.serving._loop_state import (
-    G_LEAVES, G_PENDING, G_PRIORITIES, PRIORITIES, R_HEAP, R_RUN_HEAD, R_RUN_TAIL, R_RUNNING, R_WAIT_HEAD, R_WAITING,
+    G_LEAVES, G_PENDING, G_PRIORITIES, G_SERIAL, PRIORITIES, R_HEAP, R_RUN_HEAD, R_RUN_TAIL, R_RUNNING, R_WAIT_HEAD, R_WAITING,
     S_NEXT, S_PREV, S_PRIO,
 )  # fmt: skip
 
@@ -70,7 +70,7 @@ def finish_pop(heap: Any, row: Any) -> None:
         heap_fix(heap, row[R_HEAP], 0, heap[row[R_HEAP]])
 
 
-@jit
+@seldom
 def finish_remove(heap: Any, row: Any, slot: int) -> None:
     """Take one slot out of the finish heap wherever it is (preemption: rare)."""
     for i in range(row[R_HEAP]):
@@ -108,7 +108,7 @@ def run_remove(slots: Any, row: Any, slot: int) -> None:
     row[R_RUNNING] -= 1
 
 
-@jit
+@seldom
 def refresh_head(state: Any, row: Any, replica: int) -> None:
     """The head of the waiting queue is the head of the most urgent class that has one."""
     for level in range(PRIORITIES):
@@ -160,30 +160,31 @@ def _before(a: Any, b: Any) -> bool:
         return bool(a[0] < b[0])
     if a[1] != b[1]:
         return bool(a[1] < b[1])
-    return bool(a[2] < b[2])
+    return bool(a[3] < b[3])
 
 
-@jit
+@seldom
 def pending_push(state: Any, time: int, kind: int, subject: int) -> None:
     """Add a future event; room for it was made by the caller."""
     heap = state.pending
     i = state.run[G_PENDING]
     state.run[G_PENDING] += 1
-    heap[i, 0], heap[i, 1], heap[i, 2] = time, kind, subject
+    heap[i, 0], heap[i, 1], heap[i, 2], heap[i, 3] = time, kind, subject, state.run[G_SERIAL]
+    state.run[G_SERIAL] += 1
     while i > 0 and _before(heap[i], heap[(i - 1) >> 1]):
         parent = (i - 1) >> 1
-        for c in range(3):
+        for c in range(4):
             heap[i, c], heap[parent, c] = heap[parent, c], heap[i, c]
         i = parent
 
 
-@jit
+@seldom
 def pending_pop(state: Any) -> None:
     """Drop the earliest pending event."""
     heap = state.pending
     state.run[G_PENDING] -= 1
     size = state.run[G_PENDING]
-    for c in range(3):
+    for c in range(4):
         heap[0, c] = heap[size, c]
     i = 0
     while True:
@@ -194,6 +195,6 @@ def pending_pop(state: Any) -> None:
             child += 1
         if not _before(heap[child], heap[i]):
             return
-        for c in range(3):
+        for c in range(4):
             heap[i, c], heap[child, c] = heap[child, c], heap[i, c]
         i = child

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from trivet.cloud.serving._loop_jit import jit
+from trivet.cloud.serving._loop_jit import jit, seldom
 
 from trivet.cloud.serving._loop_blocks import (
     decode_blocks, leave_ghost, reclaim_ghost, release, steps_that_fit, take_blocks,
@@ -26,7 +26,7 @@ from trivet.cloud.serving._loop_state import *
 from trivet.cloud.serving._loop_time import mixed_step_ps, plan_decode_ps, prefill_attention_ps, steps_ps
 
 
-@jit
+@seldom
 def record(state: Any, slot: int, last: int, status: int) -> None:
     """Write the line of a request that ends; its slot is freed by the caller."""
     s, run = state.slots[slot], state.run
@@ -62,7 +62,7 @@ def take_slot(state: Any) -> int:
     return int(slot)
 
 
-@jit
+@seldom
 def bucket_of(state: Any, time: int) -> int:
     """Index of the time bucket; when time outgrows the table, buckets double and merge in pairs."""
     width = state.run[G_BUCKET]
@@ -125,14 +125,18 @@ def let_go(state: Any, row: Any, replica: int, cache: Any, slot: int, blocks: in
     if row[R_ASYNC]:
         row[R_RUNNING] += 1
         state.slots[slot, S_BLOCKS] = blocks
-        state.slots[slot, S_NEXT] = row[R_HELD_RUNS] - 1
-        row[R_HELD_RUNS] = slot + 1
+        state.slots[slot, S_NEXT] = -1
+        if row[R_HELD_RUNS] == 0:
+            row[R_HELD_RUNS] = slot + 1
+        else:
+            state.slots[row[R_HELD_TAIL], S_NEXT] = slot
+        row[R_HELD_TAIL] = slot
     else:
         release(state, row, replica, cache, slot, blocks)
         free_slot(state, slot)
 
 
-@jit
+@seldom
 def release_held(state: Any, row: Any, replica: int, cache: Any) -> None:
     slot = row[R_HELD_RUNS] - 1
     row[R_HELD_RUNS] = 0
@@ -151,7 +155,7 @@ def finish(state: Any, row: Any, replica: int, cache: Any, slot: int, time: int,
     let_go(state, row, replica, cache, slot, blocks)
 
 
-@jit
+@seldom
 def hand_over(state: Any, row: Any, replica: int, cache: Any, slot: int, time: int, blocks: int) -> None:
     """Prefill pool: the prompt is done; its KV travels to the decode pool as a new arrival there.
 
@@ -178,6 +182,9 @@ def finish_prompts(state: Any, row: Any, replica: int, cache: Any, time: int) ->
     while slot >= 0:
         s = state.slots[slot]
         after = s[S_NEXT]
+        if s[S_DECODING]:  # came with its prompt done, behind one that did not
+            slot = after
+            continue
         s[S_CTX] += s[S_CHUNK]
         row[R_PREFILLED] += s[S_CHUNK]
         row[R_BACKLOG] -= s[S_CHUNK]
@@ -197,6 +204,30 @@ def finish_prompts(state: Any, row: Any, replica: int, cache: Any, time: int) ->
             else:
                 start_decoding(state, row, replica, slot, tokens, remaining)
         slot = after
+
+
+@jit
+def finish_decodes(state: Any, row: Any, replica: int, cache: Any, time: int) -> None:
+    """Requests whose last token came with this step end, in the order of their numbers."""
+    heap, slots = state.heap[replica], state.slots
+    block = row[R_BLOCK] * row[R_UNIT]
+    first = -1
+    while row[R_HEAP] > 0 and heap[0] >> SLOT_BITS <= row[R_STEP]:
+        slot = heap[0] & SLOT_MASK
+        finish_pop(heap, row)
+        before, after = -1, first
+        while after >= 0 and slots[after, S_ID] < slots[slot, S_ID]:
+            before, after = after, slots[after, S_CHUNK]
+        slots[slot, S_CHUNK] = after
+        if before < 0:
+            first = slot
+        else:
+            slots[before, S_CHUNK] = slot
+    while first >= 0:
+        slot, first = first, slots[first, S_CHUNK]
+        slots[slot, S_CHUNK] = 0
+        units = leave_batch(state, row, replica, slot)
+        finish(state, row, replica, cache, slot, time, (units + block - 1) // block)
 
 
 @jit
@@ -233,13 +264,7 @@ def commit(state: Any, row: Any, replica: int, cache: Any) -> bool:
         row[R_MIXED_BUSY] += took
         bucket[T_PREFILLED] += row[R_PREFILL_TOKENS]
         finish_prompts(state, row, replica, cache, time)
-    heap = state.heap[replica]
-    block = row[R_BLOCK] * row[R_UNIT]
-    while row[R_HEAP] > 0 and heap[0] >> SLOT_BITS <= row[R_STEP]:
-        slot = heap[0] & SLOT_MASK
-        finish_pop(heap, row)
-        units = leave_batch(state, row, replica, slot)
-        finish(state, row, replica, cache, slot, time, (units + block - 1) // block)
+    finish_decodes(state, row, replica, cache, time)
     ended = row[R_FINISHED] - ended
     bucket[T_FINISHED] += ended
     return ended > 0
@@ -259,7 +284,7 @@ def victim(state: Any, row: Any) -> int:
     return slot
 
 
-@jit
+@seldom
 def preempt(state: Any, row: Any, replica: int, cache: Any, time: int) -> int:
     """Send a running request back to the front of the queue; return the time that swapping it out costs."""
     slot = victim(state, row)
@@ -288,6 +313,7 @@ def preempt(state: Any, row: Any, replica: int, cache: Any, time: int) -> int:
     if cache is not None:
         release(state, row, replica, cache, slot, blocks)
     else:
+        row[R_RESERVED] -= s[S_RESERVED]
         leave_ghost(state, row, slot, blocks, full)
     s[S_READY] = time
     row[R_BACKLOG] += s[S_IN] + s[S_GEN]
@@ -311,20 +337,12 @@ def make_room(state: Any, row: Any, replica: int, cache: Any, time: int) -> int:
 
 
 @jit
-def reserve_blocks(state: Any, row: Any, slot: int) -> int:
-    """Blocks kept for what running requests and this one may still generate (0 for engines that preempt)."""
-    if row[R_RESERVE] == 0:
+def reserved_blocks(row: Any, slot_row: Any) -> int:
+    """Blocks that the engine plans for a request, prompt and its share of the output; 0 for engines that do not."""
+    if row[R_RESERVE] == 0 or row[R_ROLE] == ROLE_PREFILL:
         return 0
-    s = state.slots[slot]
-    left = s[S_OUT] - s[S_GEN]
-    other = row[R_RUN_HEAD]
-    tokens = left
-    while other >= 0:
-        o = state.slots[other]
-        done = (row[R_GAIN] * (row[R_STEP] - o[S_STEP0])) // row[R_UNIT]
-        tokens += o[S_OUT] - o[S_GEN] - (done if o[S_DECODING] else 0)
-        other = o[S_NEXT]
-    return (row[R_RESERVE] * tokens) // (1024 * row[R_BLOCK]) + row[R_RUNNING] + 1
+    tokens = slot_row[S_IN] + (row[R_RESERVE] * slot_row[S_OUT]) // 1024
+    return int((tokens + row[R_BLOCK] - 1) // row[R_BLOCK])
 
 
 @jit
@@ -337,7 +355,10 @@ def admit_blocks(state: Any, row: Any, replica: int, cache: Any, slot: int, time
     if s[S_FLAG] == PREFILLED:
         tokens -= 1
     total = (tokens + row[R_BLOCK] - 1) // row[R_BLOCK]
-    keep = reserve_blocks(state, row, slot)
+    plan = reserved_blocks(row, s)
+    if plan > 0 and row[R_RESERVED] + plan > row[R_BLOCKS]:
+        return -1
+    keep = 0
     ready = 0
     if s[S_FLAG] == PREFILLED:
         keep += 1 if row[R_MODE] == MODE_MIXED else decode_blocks(row, state.phases[replica], 1) + 1
@@ -348,6 +369,8 @@ def admit_blocks(state: Any, row: Any, replica: int, cache: Any, slot: int, time
         if s[S_FLAG] == FRESH:
             hits = reclaim_ghost(state, row, replica, slot)
         take_blocks(state, row, replica, cache, total - hits)
+        row[R_RESERVED] += plan
+        s[S_RESERVED] = plan
         if s[S_FLAG] == FRESH:
             s[S_CTX] = hits * row[R_BLOCK]
             s[S_HIT] += s[S_CTX]
@@ -362,6 +385,8 @@ def admit_blocks(state: Any, row: Any, replica: int, cache: Any, slot: int, time
     weight = cache.meta[2]
     if total + keep - hbm * weight > row[R_FREE] + row[R_EVICTABLE] - idle * weight:
         return -1
+    row[R_RESERVED] += plan
+    s[S_RESERVED] = plan
     cost = cache_take(state, row, replica, cache, slot, hits)
     take_blocks(state, row, replica, cache, cost + total - s[S_NREF] * weight)
     if s[S_FLAG] == FRESH:

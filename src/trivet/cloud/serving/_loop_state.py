@@ -19,7 +19,7 @@ PS = 10**12
 (
     S_IN, S_OUT, S_GEN, S_CTX, S_CHUNK, S_NEXT, S_PREV, S_PHASE, S_STEP0, S_FIRST, S_SCHED, S_ARR, S_ID, S_BLOCKS,
     S_READY, S_PREEMPT, S_HIT, S_REP, S_TRIES, S_PRIO, S_FLAG, S_GHOST, S_GHOST_FULL, S_GHOST_BLOCKS, S_HASH,
-    S_HASHES, S_NREF, S_PREFILL_REP, S_ADAPTER, S_DECODING,
+    S_HASHES, S_NREF, S_PREFILL_REP, S_RESERVED, S_DECODING,
 ) = range(30)  # fmt: skip
 SLOT_COLUMNS = 32
 
@@ -30,11 +30,11 @@ FRESH, PREFILLED, LOADED, BOUNCED = 0, 1, 2, 3
 (
     R_END, R_STATE, R_STEPS, R_BATCH, R_CONTEXT, R_STEP, R_ADVANCE, R_FREE, R_RUNNING, R_WAITING, R_RUN_HEAD,
     R_RUN_TAIL, R_NEW_HEAD, R_WAIT_HEAD, R_WAIT_TAIL, R_START, R_D0, R_DS, R_PREFILL_TOKENS, R_STALL, R_HEAP,
-    R_QUEUE_HEAD, R_QUEUE_TAIL, R_HOLES, R_HELD_BLOCKS, R_HELD_RUNS, R_TABLE, R_BLOCKS, R_MAX_SEQS, R_BUDGET,
+    R_QUEUE_HEAD, R_QUEUE_TAIL, R_HOLES, R_HELD_TAIL, R_HELD_RUNS, R_TABLE, R_BLOCKS, R_MAX_SEQS, R_BUDGET,
     R_ROLE, R_UP, R_MODE, R_RESERVE, R_GAIN, R_UNIT, R_BLOCK, R_DECODE_TOKENS, R_ASYNC, R_PREFIX, R_OUTSTANDING,
     R_BACKLOG, R_LOAD_TOKENS, R_BUSY, R_MIXED_BUSY, R_DONE_STEPS, R_DECODED, R_PREFILLED, R_FINISHED, R_EVICTABLE,
     R_LRU, R_SINCE, R_UP_TIME, R_PREFILL_PS, R_TAKEN, R_CHANNEL, R_SWAP, R_FIRST_OVERHEAD, R_KV_TIME,
-    R_LORA_SLOTS, R_PAUSE,
+    R_RESERVED, R_PAUSE,
 ) = range(61)  # fmt: skip
 REPLICA_COLUMNS = 64
 
@@ -51,8 +51,8 @@ MODE_MIXED, MODE_PREFILL_FIRST = 0, 1
     G_RETRY_DELAY, G_MAX_QUEUE, G_LEAVES, G_TRANSFER_BASE, G_TRANSFER_TOKEN, G_POOLS, G_SCALE_EVERY, G_SCALE_TARGET,
     G_SCALE_MIN, G_SCALE_MAX, G_COLD_START, G_SCALE_NEXT, G_ACTIVE, G_PRIORITIES, G_HIT_TOKENS, G_PROMPT_TOKENS,
     G_STARTING, G_TRANSFERS, G_LOADED_TOKENS, G_SLO_TTFT, G_HASH_BLOCK,
-    G_TURN2,
-) = range(42)  # fmt: skip
+    G_TURN2, G_SERIAL,
+) = range(43)  # fmt: skip
 RUN_COLUMNS = 48
 
 # --- one row a finished request --------------------------------------------------------------------------------
@@ -105,7 +105,7 @@ class State(NamedTuple):
     load_tree: Array
     load2_key: Array  # the same for the decode pool
     load2_tree: Array
-    pending: Array  # [capacity, 3] time, kind, slot or request: a binary heap
+    pending: Array  # [capacity, 4] time, kind, slot or request, serial number: a binary heap
     out: Array  # [capacity, OUT_COLUMNS]
     series: Array  # [buckets, SERIES_COLUMNS]
     itl: Array  # [ITL_BINS] inter-token gaps, log bins from 1 us
@@ -140,7 +140,7 @@ def new_state(replicas: int, max_seqs: int, block_units: int, *, slots: int, out
     run[G_RANDOM] = 88172645463325252
     rows = np.zeros((replicas, REPLICA_COLUMNS), np.int64)
     rows[:, [R_RUN_HEAD, R_RUN_TAIL, R_NEW_HEAD, R_WAIT_HEAD, R_WAIT_TAIL, R_LRU]] = -1
-    tree = np.zeros(2 * leaves, np.int32)
+    tree = np.zeros(2 * leaves, np.int64)
     tree[leaves:] = np.arange(leaves)
     level = leaves // 2
     while level:
@@ -159,7 +159,7 @@ def new_state(replicas: int, max_seqs: int, block_units: int, *, slots: int, out
         load_tree=tree.copy(),
         load2_key=np.full(leaves, INF, np.int64),
         load2_tree=tree.copy(),
-        pending=np.zeros((1024, 3), np.int64),
+        pending=np.zeros((1024, 4), np.int64),
         out=np.zeros((out, OUT_COLUMNS), np.int64),
         series=np.zeros((2048, SERIES_COLUMNS), np.int64),
         itl=np.zeros(ITL_BINS, np.int64),

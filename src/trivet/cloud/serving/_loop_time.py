@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any, NamedTuple
 
-from trivet.cloud.serving._loop_jit import jit
+from trivet.cloud.serving._loop_jit import jit, seldom
 
 from trivet.cloud.serving._loop_state import (
     R_BATCH, R_CONTEXT, R_D0, R_DS, R_GAIN, R_START, R_TABLE,
@@ -40,7 +40,7 @@ def lerp_index(knots: Any, count: int, x: float) -> int:
     return i
 
 
-@jit
+@seldom
 def prefill_attention_ps(tables: Any, table: int, tokens: int, past: int) -> int:
     """Attention of one chunk of ``tokens`` after ``past`` cached ones, bilinear between knots, not below zero."""
     chunk, pasts, grid = tables.chunk[table], tables.past[table], tables.prefill[table]

@@ -229,7 +229,7 @@ class FleetRun:
         if capacity > 1 << 24:
             raise TrivetError(f"more than {1 << 24} requests in flight: the fleet cannot keep up with the traffic", field="traffic")
         room = capacity + self.state.end.size + self.state.replicas.shape[0] + 64
-        pending = np.zeros((room, 3), np.int64)
+        pending = np.zeros((room, 4), np.int64)
         size = self.state.run[k.G_PENDING]
         pending[:size] = self.state.pending[:size]
         self.state = self.state._replace(slots=slots, pending=pending)
@@ -286,6 +286,8 @@ class FleetRun:
             else:
                 break
         self._drain(parts)
+        if final and until_s == math.inf and run[k.G_IN_FLIGHT]:
+            raise TrivetError(f"{run[k.G_IN_FLIGHT]} requests never ended: a replica of the fleet stood still", field="fleet")
         self.sent += int(traffic.arrival_s.size)
         return Finished(parts[0] if len(parts) == 1 else np.concatenate(parts))
 
@@ -298,7 +300,7 @@ class FleetRun:
         run[k.G_OUT] = 0
 
 
-def _rebuild(tree: NDArray[np.int32], key: Longs) -> None:
+def _rebuild(tree: Longs, key: Longs) -> None:
     leaves = key.size
     for node in range(leaves - 1, 0, -1):
         a, b = tree[2 * node], tree[2 * node + 1]

@@ -82,8 +82,9 @@ def new_cache(
             capacity[owner, at] = min(int(tier.tokens // hash_block_tokens), ids)
             load[owner, at] = round(tier.load_s_per_token * hash_block_tokens * PS)
             latency[owner, at] = round(tier.latency_s * PS)
-    # An owner never holds more entries than there are ids, nor more than its tiers hold (+1 while one moves down).
-    entries = int(sum(min(int(row.sum()), ids) + 2 for row in capacity))
+    # An owner never holds more entries than there are ids, nor more than its tiers hold, HBM twice (a new prompt's
+    # blocks are entered before idle ones make room) and one more while it moves down.
+    entries = int(sum(min(int(row.sum() + row[c.HBM]), ids) + 2 for row in capacity))
     table = 1
     while table < 2 * entries:
         table *= 2
@@ -91,7 +92,7 @@ def new_cache(
         raise TrivetError(f"{replicas} replicas", field="replicas", allowed=f"below {1 << (63 - c.HASH_BITS)} with a prefix cache")
     return c.Cache(
         key=np.full(table, -1, np.int64),
-        value=np.zeros(table, np.int32),
+        value=np.zeros(table, np.int64),
         entry=np.zeros((entries, 6), np.int64),
         lru=np.full((replicas + 1, c.TIERS, 2), -1, np.int64),
         count=np.zeros((replicas + 1, c.TIERS), np.int64),
