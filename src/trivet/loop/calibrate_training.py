@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from trivet.cloud.training.prepare import Prepared, prepare
 from trivet.cloud.training.profile import Constants, shipped
-from trivet.cloud.training.step import finish
+from trivet.cloud.training.step import finish, sigma_class
 from trivet.errors import TrivetError
 from trivet.loop.predict_training import parse, text
 
@@ -189,10 +189,6 @@ class Calibration:
     by_chip: Floats
 
 
-def has_experts(sample: Sample) -> bool:
-    return any(layer.feed_forward.kind == "moe" for layer in sample.prepared.job.architecture.layers)
-
-
 def calibrate(
     rows: Sequence[Mapping[str, str | None]], kernel_rates: dict[str, dict[str, float]], *, evaluations: int = 12,
     report: Callable[[str, int, int], None] | None = None,
@@ -206,9 +202,9 @@ def calibrate(
     by_model = leave_out(found, lambda s: s.model.lower(), c)
     say("leave out chips", 2, 3)
     by_chip = leave_out(found, lambda s: s.chip, c)
-    expert = np.array([has_experts(s) for s in found])
-    sigma = {"dense": _sigma(by_model[~expert]), "expert": _sigma(by_model[expert])}
-    base = np.where(expert, sigma["expert"], sigma["dense"])
+    classes = np.array([sigma_class(s.prepared.job) for s in found])
+    sigma = {kind: _sigma(by_model[classes == kind]) for kind in dict.fromkeys(classes.tolist())}
+    base = np.array([sigma[kind] for kind in classes])
     # a chip without measured runs: what its own left-out errors show beyond that
     wide = _sigma(by_chip / base)
     sigma["chip"] = float(np.mean(base)) * math.sqrt(max(wide**2 - 1.0, 0.0))

@@ -208,12 +208,18 @@ def train_step(job: TrainingJob, net: Network | None = None, constants: Constant
     return finish(prepare(job, net), constants or shipped())
 
 
+def sigma_class(job: TrainingJob) -> str:
+    """Kind of job whose left-out errors give the spread: "expert", "low" (dense in 8 or 4 bits), "dense"."""
+    if any(layer.feed_forward.kind == "moe" for layer in job.architecture.layers):
+        return "expert"
+    return "low" if job.precision in ("fp8", "mxfp8", "nvfp4", "int8") else "dense"
+
+
 def spread(job: TrainingJob, prepared: Prepared, c: Constants, breakdown: dict[str, float]) -> dict[str, float]:
     """Named causes and their standard deviations of log step time: what calibration left, and what the chip leaves open."""
     p = prepared.point
     busy = (breakdown["compute_s"] + breakdown["recompute_s"]) / sum(breakdown.values())
-    expert = any(layer.feed_forward.kind == "moe" for layer in job.architecture.layers)
-    found = {"step model": c.sigma.get("expert" if expert else "dense", c.log_sigma)}
+    found = {"step model": c.sigma.get(sigma_class(job), c.log_sigma)}
     if job.chip.name not in CALIBRATED:
         found["software on a chip without measured runs"] = c.sigma.get("chip", 0.0)
     if not kernels.measured_name(p, c):
