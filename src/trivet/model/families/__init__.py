@@ -7,7 +7,9 @@ from collections.abc import Callable
 from trivet.model.blueprint import Blueprint
 from trivet.model.families import (
     dense,
+    encoders,
     experts,
+    further,
     hybrid,
     latent,
     mixtures,
@@ -31,5 +33,7 @@ FAMILIES: dict[str, Reader] = {
     **special.FAMILIES,
     **state_space.FAMILIES,
     **vision_language.FAMILIES,
+    **encoders.FAMILIES,
+    **further.FAMILIES,
     **multimodal.FAMILIES,
 }

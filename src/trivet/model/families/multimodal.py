@@ -101,4 +101,5 @@ FAMILIES: dict[str, Reader] = {
     "qwen3_vl_text": qwen3,
     "qwen3_vl_moe_text": experts.qwen3_moe,
     "gemma4_text": special.gemma4_text,
+    "gemma4_unified_text": special.gemma4_text,
 }
