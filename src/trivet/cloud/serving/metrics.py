@@ -1,0 +1,153 @@
+"""What a simulated fleet did, in numbers: latency, goodput, rates, use, and the same over time."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trivet.cloud.serving import _loop_state as k
+from trivet.cloud.serving.fleet import ServingResult
+
+Floats = NDArray[np.float64]
+PERCENTILES = (50, 90, 95, 99)
+
+
+def latencies(result: ServingResult) -> dict[str, Floats]:
+    """``ttft``, ``tpot``, ``e2e``, ``queue`` of each request, seconds; NaN where there is none.
+
+    TPOT is (last - first token) / (tokens - 1), of requests with more than one token.
+    """
+    many = result.output_tokens > 1
+    tpot = np.full(many.size, np.nan)
+    tpot[many] = (result.last_token_s - result.first_token_s)[many] / (result.output_tokens[many] - 1)
+    return {
+        "ttft": result.first_token_s - result.arrival_s,
+        "tpot": tpot,
+        "e2e": result.last_token_s - result.arrival_s,
+        "queue": result.scheduled_s - result.arrival_s,
+    }
+
+
+def spread(values: Floats) -> dict[str, float | None]:
+    """Mean, percentiles and maximum of the finite values; None where there are none."""
+    good = values[np.isfinite(values)]
+    if not good.size:
+        return {"mean": None, **{f"p{p}": None for p in PERCENTILES}, "max": None}
+    marks = np.percentile(good, PERCENTILES)
+    return {"mean": float(good.mean()), **{f"p{p}": float(v) for p, v in zip(PERCENTILES, marks, strict=True)}, "max": float(good.max())}
+
+
+def spread_of_gaps(counts: NDArray[np.int64]) -> dict[str, float | None]:
+    """The same of inter-token gaps from their log-binned counts (32 bins an octave: within 1.6%)."""
+    total = int(counts.sum())
+    if not total:
+        return {"mean": None, **{f"p{p}": None for p in PERCENTILES}, "max": None}
+    edges = k.itl_edges_s()
+    middle = 0.5 * (edges[:-1] + edges[1:])
+    summed = np.cumsum(counts)
+    out: dict[str, float | None] = {"mean": float(counts @ middle / total)}
+    for p in PERCENTILES:
+        out[f"p{p}"] = float(middle[np.searchsorted(summed, p / 100 * total)])
+    out["max"] = float(edges[int(np.flatnonzero(counts)[-1]) + 1])
+    return out
+
+
+def kept(result: ServingResult, ttft_s: float | None, tpot_s: float | None) -> NDArray[np.bool_]:
+    """Which requests ended within the SLO; a limit of None always holds."""
+    times = latencies(result)
+    good = result.status == k.DONE
+    if ttft_s is not None:
+        good &= times["ttft"] <= ttft_s
+    if tpot_s is not None:
+        good &= ~(times["tpot"] > tpot_s)
+    return np.asarray(good)
+
+
+def summary(result: ServingResult, ttft_s: float | None = None, tpot_s: float | None = None) -> dict[str, Any]:
+    """The numbers of ``summary.json`` that need neither money nor power."""
+    done = result.status == k.DONE
+    times, run, rows = latencies(result), result.run, result.replicas
+    begin = float(result.arrival_s.min()) if done.size else 0.0
+    span = max(float(np.nanmax(result.last_token_s)) - begin, 1e-12) if done.any() else 0.0
+    outputs, inputs = int(result.output_tokens[done].sum()), int(result.input_tokens[done].sum())
+    chips = result.fleet.chips
+    up_s, busy_s = rows[:, k.R_UP_TIME].sum() / k.PS, rows[:, k.R_BUSY].sum() / k.PS
+    blocks_time = (rows[:, k.R_BLOCKS] * (rows[:, k.R_BUSY] / 1e6)).sum()
+    good = kept(result, ttft_s, tpot_s)
+    tpot = times["tpot"][np.isfinite(times["tpot"]) & (times["tpot"] > 0)]
+    rate = (lambda n: n / span) if span else (lambda n: 0.0)
+    prompt = int(run[k.G_PROMPT_TOKENS])
+    return {
+        "requests": {
+            "total": int(done.size), "done": int(done.sum()), "refused": int((result.status == k.REJECTED).sum()),
+            "failed": int((result.status == k.FAILED).sum()), "retries": int(run[k.G_RETRIES]), "preemptions": int(run[k.G_PREEMPTIONS]),
+        },
+        "duration_s": span,
+        "ttft_s": spread(times["ttft"]), "tpot_s": spread(times["tpot"]), "itl_s": spread_of_gaps(result.itl_counts),
+        "e2e_s": spread(times["e2e"]), "queue_s": spread(times["queue"]),
+        "slo": {"ttft_s": ttft_s, "tpot_s": tpot_s, "attainment": float(good.mean()) if good.size else None, "goodput_requests_per_s": rate(int(good.sum()))},
+        "throughput": {
+            "requests_per_s": rate(int(done.sum())), "input_tokens_per_s": rate(inputs), "output_tokens_per_s": rate(outputs),
+            "output_tokens_per_s_per_chip": rate(outputs) / chips, "output_tokens_per_s_per_user": float((1 / tpot).mean()) if tpot.size else None,
+        },
+        "use": {
+            "chips": chips, "replicas": result.fleet.replicas, "chip_hours": _chip_hours(result),
+            "busy_share": float(busy_s / up_s) if up_s else None,
+            "prefill_share": float(rows[:, k.R_MIXED_BUSY].sum() / max(rows[:, k.R_BUSY].sum(), 1)),
+            "batch_mean": float(rows[:, k.R_DECODED].sum() / max(rows[:, k.R_DONE_STEPS].sum(), 1)),
+            "kv_share_while_busy": float(rows[:, k.R_KV_TIME].sum() / blocks_time) if blocks_time else None,
+            "steps": int(rows[:, k.R_DONE_STEPS].sum()),
+        },
+        "prefix_cache": {
+            "hit_rate": float(run[k.G_HIT_TOKENS] / prompt) if prompt else None,
+            "hit_tokens": int(run[k.G_HIT_TOKENS]), "loaded_tokens": int(run[k.G_LOADED_TOKENS]),
+        },
+        "kv_transfers": int(run[k.G_TRANSFERS]),
+    }  # fmt: skip
+
+
+def kind_of(result: ServingResult) -> NDArray[np.int64]:
+    """Index into ``fleet.kinds`` of each replica."""
+    return np.repeat(np.arange(len(result.fleet.kinds)), [kind.count for kind in result.fleet.kinds])
+
+
+def _chip_hours(result: ServingResult) -> float:
+    """Chips times the time that they were up, starting ones included; failed ones do not count."""
+    chips = np.array([kind.chips for kind in result.fleet.kinds])[kind_of(result)]
+    return float((result.replicas[:, k.R_UP_TIME] / k.PS * chips).sum() / 3600.0)
+
+
+def over_time(result: ServingResult, most: int = 480) -> dict[str, Floats]:
+    """Columns over time, means of equal buckets: see ``report.serving_report.html``."""
+    series, width = result.series, result.bucket_s
+    step = max(-(-len(series) // most), 1)
+    padded = np.zeros((-(-len(series) // step) * step, series.shape[1]))
+    padded[: len(series)] = series
+    summed, width = padded.reshape(-1, step, series.shape[1]).sum(axis=1), width * step
+    replicas = max(result.fleet.replicas, 1)
+    blocks = max(float(result.replicas[:, k.R_BLOCKS].sum()), 1.0)
+    micro = width * 1e6
+    return {
+        "time_s": np.arange(len(summed)) * width,
+        "arrived_per_s": summed[:, k.T_ARRIVED] / width,
+        "finished_per_s": summed[:, k.T_FINISHED] / width,
+        "prefill_tokens_per_s": summed[:, k.T_PREFILLED] / width,
+        "decode_tokens_per_s": summed[:, k.T_DECODED] / width,
+        "batch": summed[:, k.T_BATCH_TIME] / micro / replicas,
+        "queue": summed[:, k.T_QUEUE_TIME] / micro,
+        "kv_share": np.minimum(summed[:, k.T_KV_TIME] / micro / blocks, 1.0),
+        "busy_share": np.minimum(summed[:, k.T_BUSY] / k.PS / width / replicas, 1.0),
+    }
+
+
+def columns(result: ServingResult) -> dict[str, NDArray[Any]]:
+    """The columns of ``requests.parquet``, one row a request in the order of the traffic."""
+    return {
+        "request_id": np.arange(result.arrival_s.size), "arrival_s": result.arrival_s, "scheduled_s": result.scheduled_s,
+        "first_token_s": result.first_token_s, "last_token_s": result.last_token_s, "input_tokens": result.input_tokens,
+        "output_tokens": result.output_tokens, "cached_tokens": result.cached_tokens, "preemptions": result.preemptions,
+        "replica": result.replica, "prefill_replica": result.prefill_replica, "tries": result.tries,
+        "status": np.array(["done", "refused", "failed"])[result.status],
+    }  # fmt: skip

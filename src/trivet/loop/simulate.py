@@ -1,0 +1,127 @@
+"""A scenario, simulated: the numbers of ``summary.json`` with money and energy, and all that the files are made from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from trivet.cloud.deployment import Deployment
+from trivet.cloud.serving import _loop_state as k
+from trivet.cloud.serving import metrics
+from trivet.cloud.serving.fleet import ServingResult, simulate
+from trivet.cloud.serving.traffic import Traffic
+from trivet.loop.economics import economics, work
+from trivet.loop.scenario import Scenario, fleet_of, parse, traffic_of
+from trivet.model.config import read as read_model
+
+ReadTrace = Callable[[str, int | None], Traffic]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Simulated:
+    """What one run brings."""
+
+    scenario: Scenario
+    summary: dict[str, Any]
+    result: ServingResult
+    deployments: tuple[Deployment, ...]
+    notes: tuple[str, ...]
+
+
+def run(raw: Mapping[str, Any], read_trace: ReadTrace, told: Callable[[str], None] = lambda _: None) -> Simulated:
+    """Simulate one scenario.
+
+    Args:
+        raw: the scenario as its file holds it.
+        read_trace: reads the trace that it names.
+        told: gets a line when something takes its time (the first run compiles the loop).
+
+    Raises:
+        TrivetError: naming the field of the scenario that is wrong.
+    """
+    scenario = parse(raw)
+    model = read_model(scenario.model)
+    traffic = traffic_of(scenario, read_trace)
+    fleet, deployments = fleet_of(scenario, model, traffic)
+    say_if_compiling(told)
+    result = simulate(traffic, fleet)
+    summary = metrics.summary(result, scenario.slo.ttft_s, scenario.slo.tpot_s)
+    money = money_and_energy(result, deployments, scenario.price_basis, scenario.site)
+    head = {
+        "title": scenario.title, "model": model.name, "traffic": traffic.name, "router": scenario.router,
+        "replicas": [_kind(d, kind) for d, kind in zip(deployments, fleet.kinds, strict=True)],
+    }  # fmt: skip
+    notes = _notes(scenario, deployments)
+    return Simulated(scenario, {**head, **summary, **money, "notes": list(notes)}, result, deployments, notes)
+
+
+def say_if_compiling(told: Callable[[str], None]) -> None:
+    """Tell the user when the loop has no compiled copy on this machine yet."""
+    from trivet.cloud.serving._loop_fleet import advance
+
+    places = getattr(getattr(advance, "stats", None), "cache_path", None)
+    if places is None or getattr(advance, "signatures", ()):
+        return
+    import glob
+    import os
+
+    if not glob.glob(os.path.join(glob.escape(places), "_loop_fleet.advance-*.nbc")):
+        told("compiling the event loop, once on this machine: about 20 s for each of its two forms")
+
+
+def _kind(deployment: Deployment, kind: Any) -> dict[str, Any]:
+    layout = deployment.layout
+    return {
+        "chip": deployment.chip.name, "role": kind.role, "replicas": kind.count, "chips_per_replica": kind.chips,
+        "engine": deployment.settings.engine, "tp": layout.tp, "pp": layout.pp, "attention_dp": layout.attention_dp, "moe_ep": layout.moe_ep,
+        "kv_blocks": kind.kv_blocks, "kv_tokens": kind.kv_blocks * kind.settings.block_size,
+        "max_num_seqs": kind.settings.max_num_seqs, "max_num_batched_tokens": kind.settings.max_num_batched_tokens,
+        "step_log_sigma": kind.table.log_sigma,
+    }  # fmt: skip
+
+
+def money_and_energy(result: ServingResult, deployments: tuple[Deployment, ...], basis: str, site: str) -> dict[str, Any]:
+    """Cost of the chips while they were up, and energy at the site's meter from what they did."""
+    usd, joules, price_sigma, power_sigma = 0.0, 0.0, 0.0, 0.0
+    number = metrics.kind_of(result)
+    for at, (deployment, kind) in enumerate(zip(deployments, result.fleet.kinds, strict=True)):
+        rows = result.replicas[number == at]
+        up_s = float(rows[:, k.R_UP_TIME].sum()) / k.PS
+        busy_s = float(rows[:, k.R_BUSY].sum()) / k.PS
+        money, task = economics(deployment.chip, basis, site), work(deployment)
+        usd += up_s * kind.chips * money.usd_per_chip_s
+        tokens = float(rows[:, k.R_DECODED].sum() + rows[:, k.R_PREFILLED].sum())
+        # Every step reads the weights once, and every decoded token the context of its sequence.
+        kv_tokens = float(rows[:, k.R_KV_TIME].sum()) * kind.settings.block_size / max(float(rows[:, k.R_BUSY].sum()) / 1e6, 1e-12)
+        steps = float(rows[:, k.R_DONE_STEPS].sum())
+        moved = steps * (task.weight_bytes + kv_tokens * task.kv_bytes_per_token)
+        time_s = max(up_s, 1e-12)
+        watts = float(money.watts(np.asarray(busy_s / time_s), tokens * task.flops_per_token / time_s, moved / time_s))
+        joules += watts * up_s * kind.chips
+        price_sigma, power_sigma = max(price_sigma, money.price_log_sigma), max(power_sigma, money.power_log_sigma)
+    outputs = float(result.output_tokens[result.status == k.DONE].sum())
+    per_million = 1e6 / outputs if outputs else None
+    return {
+        "cost": {
+            "usd": usd, "usd_per_million_output_tokens": None if per_million is None else usd * per_million, "basis": basis, "log_sigma": price_sigma,
+        },
+        "energy": {
+            "joules": joules, "joules_per_output_token": joules / outputs if outputs else None, "log_sigma": power_sigma,
+        },
+    }  # fmt: skip
+
+
+def _notes(scenario: Scenario, deployments: tuple[Deployment, ...]) -> tuple[str, ...]:
+    notes = []
+    if scenario.outages and any(part.racks for part in scenario.outages):
+        notes.append(f"A rack is taken as {scenario.servers_per_rack} servers (servers_per_rack).")
+    if any(d.layout.attention_dp > 1 for d in deployments):
+        notes.append("Attention-DP ranks are simulated as replicas of their own; waiting for the slowest rank is in the step's calibration only.")
+    if any(group.role == "prefill" for group in scenario.fleet):
+        notes.append("A prefill replica frees a prompt's blocks when the prompt is done, not when its KV has arrived.")
+    if len({d.settings.engine for d in deployments}) == 1 and deployments[0].settings.speculative_tokens:
+        notes.append("Speculative decoding advances every sequence by the expected tokens of a step.")
+    return tuple(notes)
