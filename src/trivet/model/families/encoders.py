@@ -142,8 +142,9 @@ def t5(f: Fields) -> Blueprint:
         for i in range(decoder_layers)
     ]
     vocab = f.positive("vocab_size")
-    tied = f.flag("tie_word_embeddings", True)
-    blueprint = Blueprint(hidden, vocab, blocks, tied, 0, hidden)
+    # Versions of the classes differ in whether an untied head of T5 1.1 is built.
+    f.expect("tie_word_embeddings", True, None)
+    blueprint = Blueprint(hidden, vocab, blocks, True, 0, hidden)
     one = 4 * hidden * heads * dim + hidden * width * (3 if gated else 2) + 2 * hidden
     blueprint.add("encoder", layers * (one + (buckets if own_bias else 0)) + (0 if own_bias else buckets) + hidden)
     blueprint.notes.append("operators of the decoder without its attention to the encoder")
