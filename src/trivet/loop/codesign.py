@@ -20,7 +20,7 @@ from trivet.chip.silicon import bill_of_materials, die_area_mm2
 from trivet.chip.spec import Chip
 from trivet.chip.variant import PARAMETERS, compose, scaled
 from trivet.errors import DoesNotFit, TrivetError
-from trivet.loop.codesign_demand import Choice, Metrics, Price, Workload, choices, metrics
+from trivet.loop.codesign_demand import Choice, Metrics, Price, Workload, choices, metrics, rate
 
 METRICS = ("cost", "energy", "cards")
 # What a tornado shows. Latencies shrink; the rest grows.
@@ -115,16 +115,38 @@ class Study:
     def _parts(self) -> list[Workload]:
         return [part for w in self.workloads for part in ([p for p, _ in w.services] or [w])]
 
-    def _choice(self, part: Workload) -> Choice:
+    def _choice(self, part: Workload, chip: Chip | None = None) -> Choice:
         try:
-            return choices(self.chip, part, self.limit)[0]
+            return choices(chip or self.chip, part, self.limit)[0]
         except DoesNotFit:
             # A model too large for a replica of the usual size gets one of four times the chips before it is refused.
-            return choices(self.chip, part, self.limit * 4)[0]
+            return choices(chip or self.chip, part, self.limit * 4)[0]
 
-    def run(self, variant: Chip, price: Price | None = None) -> dict[str, Metrics]:
-        """Metrics of every workload on a variant, run as on the base."""
-        return {w.name: metrics(variant, w, self.choices, price or self.price) for w in self.workloads}
+    def run(self, variant: Chip, price: Price | None = None, *, relayout: bool = True) -> dict[str, Metrics]:
+        """Metrics of every workload on a variant, run as on the base; what no longer fits is laid out anew.
+
+        Raises:
+            DoesNotFit: a workload cannot run (with ``relayout`` off: not in the base's layout).
+        """
+        found = {}
+        for workload in self.workloads:
+            try:
+                found[workload.name] = metrics(variant, workload, self.choices, price or self.price)
+            except DoesNotFit:
+                if not relayout:
+                    raise
+                parts = [part for part, _ in workload.services] or [workload]
+                anew = {part.name: self._fitting(variant, part) for part in parts}
+                found[workload.name] = metrics(variant, workload, anew, price or self.price)
+        return found
+
+    def _fitting(self, variant: Chip, part: Workload) -> Choice:
+        """The base's way to run ``part`` where it still fits, else the best on ``variant``."""
+        try:
+            rate(variant, part, self.choices[part.name])
+        except DoesNotFit:
+            return self._choice(part, variant)
+        return self.choices[part.name]
 
     def mean_log(self, found: Mapping[str, Metrics], base: Mapping[str, Metrics], metric: str = "cost") -> float:
         """Share-weighted mean log change of a metric over the workloads."""
@@ -365,7 +387,7 @@ def _at(chip: Chip, names: Sequence[str], point: Sequence[float]) -> Chip:
 def _try(study: Study, names: Sequence[str], point: Sequence[float]) -> float | None:
     """Mean log cost of the chip at ``point``; None where it cannot run the demand."""
     try:
-        return study.mean_log(study.run(_at(study.chip, names, point)), study.base)
+        return study.mean_log(study.run(_at(study.chip, names, point), relayout=False), study.base)
     except DoesNotFit:
         return None
 
