@@ -29,6 +29,7 @@ PAR = 0.85  # "on a par": at least this share of the other's speed
 # correlation is assumed, printed with the claims, and moves probabilities towards or away from one half.
 SHARED_RESIDUAL = 0.5
 MODEL = "Qwen/Qwen3-32B"
+SERVED_PER_S, SERVED_TOKENS = 400.0, (1200, 250)  # enough that whole replicas do not round the ratio
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,11 +73,11 @@ def _operator(chip: Chip, kind: str) -> tuple[float, float]:
     return float(np.ravel(result.value_s)[0]), float(np.ravel(result.log_sigma)[0])
 
 
-def _serving(bench: Bench, name: str) -> tuple[float, float]:
-    """(chips that a fixed traffic needs under its SLO, log sigma): 40 requests/s of 1,200 in, 250 out, Qwen3-32B."""
+def serving(bench: Bench, name: str) -> tuple[float, float]:
+    """(chips that a fixed traffic needs under its SLO, log sigma): ``SERVED_PER_S`` requests of Qwen3-32B."""
 
     def run() -> tuple[float, float]:
-        goal = Goal(read_model(MODEL), synthetic_traffic(40.0, 1200, 250), Slo(1.0, 0.05))
+        goal = Goal(read_model(MODEL), synthetic_traffic(SERVED_PER_S, *SERVED_TOKENS), Slo(1.0, 0.05))
         found = search(goal, Space((name,), modes=("aggregated",), max_chips_per_replica=8))
         if not found.candidates:
             raise DoesNotFit(f"nothing on {name} keeps the SLO", field="slo")
@@ -131,13 +132,13 @@ def leads(bench: Bench, other: str) -> tuple[Lead, ...]:
         ]
         room = math.log((own.get("memory_bytes") or math.nan) / (peer.get("memory_bytes") or math.nan))
         found.append(Lead("memory of a card", room, 0.0))
-        serving = _against("serving Qwen3-32B under SLO, a chip", _serving(bench, SUBJECT), _serving(bench, other))
-        found.append(serving)
+        served = _against("serving Qwen3-32B under SLO, a chip", serving(bench, SUBJECT), serving(bench, other))
+        found.append(served)
         found.append(
             _against("training a dense 32B on 512 chips, BF16", _training(bench, SUBJECT), _training(bench, other))
         )
         watts = math.log((peer.get("tdp_w") or math.nan) / (own.get("tdp_w") or math.nan))
-        found.append(Lead("serving under SLO, a watt of limit", serving.log_ratio + watts, serving.log_sigma))
+        found.append(Lead("serving under SLO, a watt of limit", served.log_ratio + watts, served.log_sigma))
         return tuple(found)
 
     result: tuple[Lead, ...] = bench.once(f"leads {other}", run)

@@ -16,7 +16,7 @@ from trivet.cloud.cost import capital_usd
 from trivet.cloud.energy import provisioned_facility_w
 from trivet.loop import training_plan
 from trivet.loop.claims import Bench, Claim, Figure, exceeds, verdict
-from trivet.loop.claims_chips import SUBJECT, _serving
+from trivet.loop.claims_chips import SERVED_PER_S, SERVED_TOKENS, SUBJECT, serving
 from trivet.model.config import read as read_model
 
 RMB_PER_USD = 7.2
@@ -40,8 +40,8 @@ def capital(bench: Bench) -> Claim:
         chip = chip_by_name(name)
         cards = (AI_SHARE * usd) / capital_usd(chip)
         megawatts = cards * provisioned_facility_w(chip, site="alibaba") * 1e-6
-        chips, sigma = _serving(bench, name)
-        per_chip = Estimate(40.0 * (1200 + 250) / chips * 86400.0, {"timing model": sigma})
+        chips, sigma = serving(bench, name)
+        per_chip = Estimate(SERVED_PER_S * sum(SERVED_TOKENS) / chips * 86400.0, {"timing model": sigma})
         tokens = cards * per_chip * UTILISATION
         figures += [
             _estimate(f"{name}: cards", cards, "cards"),
