@@ -17,7 +17,7 @@ from trivet.cloud.serving.autoscale import Autoscale
 from trivet.cloud.serving.batching import Batching, batching
 from trivet.cloud.serving.faults import Outage, Retries, outage_events
 from trivet.cloud.serving.kvcache import Tier, dense_ids, new_cache
-from trivet.cloud.serving.router import PYTHON_ROUTERS, router_code, view
+from trivet.cloud.serving.router import PYTHON_ROUTERS, PythonRouter, router_code, view
 from trivet.cloud.serving.steptime import compile_tables
 from trivet.cloud.serving.traffic import Traffic
 from trivet.errors import TrivetError
@@ -234,7 +234,7 @@ class FleetRun:
         pending[:size] = self.state.pending[:size]
         self.state = self.state._replace(slots=slots, pending=pending)
 
-    def _arrivals(self, traffic: Traffic, target: NDArray[np.int32]) -> k.Arrivals:
+    def _arrivals(self, traffic: Traffic) -> k.Arrivals:
         none32, none64 = np.zeros(0, np.int32), np.zeros(0, np.int64)
         cached = self.cache is not None and traffic.hash_offsets is not None
         priority = priority_classes(traffic.priority)
@@ -247,7 +247,7 @@ class FleetRun:
             priority=priority,
             previous=traffic.previous if traffic.previous is not None else none64,
             think=_picoseconds(traffic.think_s) if traffic.think_s is not None else none64,
-            target=target if target.size else none32,
+            target=none32,
             hash_offsets=traffic.hash_offsets if cached else none64,  # type: ignore[arg-type]
             hash_ids=none64,
             first_id=self.sent,
@@ -259,21 +259,31 @@ class FleetRun:
         Returns the requests that ended, in order of their end. Blocks must follow each other in time; sessions and
         prefix hashes need all their traffic in one block.
         """
-        from trivet.cloud.serving._loop_fleet import advance
-
         if self.sent and (traffic.previous is not None or traffic.hash_offsets is not None):
             raise TrivetError("sessions and prefix hashes need one block", field="traffic")
-        arrivals = self._arrivals(traffic, np.zeros(0, np.int32))
+        arrivals = self._arrivals(traffic)
         until = k.INF - 1 if not math.isfinite(until_s) else round(until_s * k.PS)
         run = self.state.run
         run[k.G_NEXT] = 0
+        needed = min(traffic.arrival_s.size + int(run[k.G_IN_FLIGHT]) + self.state.heap.shape[1] + 64, 1 << 20)
+        if self.state.out.shape[0] < needed:
+            self.state = self.state._replace(out=np.zeros((needed, k.OUT_COLUMNS), np.int64))
         parts: list[Longs] = []
         python = PYTHON_ROUTERS.get(self.fleet.router)
         if python is not None:
-            self._feed_python(python, arrivals, parts)
-        needed = traffic.arrival_s.size + int(run[k.G_IN_FLIGHT]) + self.state.heap.shape[1] + 64
-        if self.state.out.shape[0] < min(needed, 1 << 20):
-            self.state = self.state._replace(out=np.zeros((min(needed, 1 << 20), k.OUT_COLUMNS), np.int64))
+            arrivals = self._route_outside(python, arrivals, until, parts)
+        self._run(arrivals, final, until, parts)
+        self._drain(parts)
+        if final and until_s == math.inf and run[k.G_IN_FLIGHT]:
+            raise TrivetError(f"{run[k.G_IN_FLIGHT]} requests never ended: a replica stood still", field="fleet")
+        self.sent += int(traffic.arrival_s.size)
+        return Finished(parts[0] if len(parts) == 1 else np.concatenate(parts))
+
+    def _run(self, arrivals: k.Arrivals, final: bool, until: int, parts: list[Longs]) -> None:
+        """Call the loop, making room as often as it asks for some."""
+        from trivet.cloud.serving._loop_fleet import advance
+
+        run = self.state.run
         while True:
             why = advance(self.state, arrivals, self.tables, self.cache, self.faults, final, until)
             if why == k.NEED_SLOTS:
@@ -284,15 +294,24 @@ class FleetRun:
                 if self.state.out.shape[0] < least:
                     self.state = self.state._replace(out=np.zeros((2 * least, k.OUT_COLUMNS), np.int64))
             else:
-                break
-        self._drain(parts)
-        if final and until_s == math.inf and run[k.G_IN_FLIGHT]:
-            raise TrivetError(f"{run[k.G_IN_FLIGHT]} requests never ended: a replica of the fleet stood still", field="fleet")
-        self.sent += int(traffic.arrival_s.size)
-        return Finished(parts[0] if len(parts) == 1 else np.concatenate(parts))
+                return
 
-    def _feed_python(self, python: Any, arrivals: k.Arrivals, parts: list[Longs]) -> None:
-        raise NotImplementedError
+    def _route_outside(self, python: PythonRouter, arrivals: k.Arrivals, until: int, parts: list[Longs]) -> k.Arrivals:
+        """Let a Python function choose the replica of each request, the loop stopping before each arrival."""
+        if self.state.run[k.G_MAX_CONCURRENCY] or arrivals.previous.size:
+            raise TrivetError("a Python router needs open-loop traffic", field="router")
+        target = np.full(arrivals.time.size, -1, np.int32)
+        arrivals = arrivals._replace(target=target)
+        for number in range(target.size):
+            time = int(arrivals.time[number])
+            if time > until:
+                break
+            self._run(arrivals._replace(time=arrivals.time[:number]), True, time - 1, parts)
+            chosen = int(python(number, time / k.PS, view(self.state.replicas)))
+            if not -1 <= chosen < self.fleet.replicas:
+                raise TrivetError(f"chose replica {chosen}", field=f"router {self.fleet.router}", allowed=f"0 to {self.fleet.replicas - 1}")
+            target[number] = chosen
+        return arrivals
 
     def _drain(self, parts: list[Longs]) -> None:
         run = self.state.run
@@ -354,13 +373,21 @@ def simulate(traffic: Traffic, fleet: Fleet) -> ServingResult:
 
 
 def result_of(run: FleetRun, finished: Finished) -> ServingResult:
-    """Sort what ended into the order of the traffic and turn it into seconds."""
+    """Sort what ended into the order of the traffic and turn it into seconds.
+
+    What a request takes outside the scheduler (HTTP, tokeniser; ``first_token_overhead_s``) is added here: it holds up
+    nobody else.
+    """
     order = np.empty(finished.rows.shape[0], np.int64)
     order[finished.rows[:, k.O_ID] - (finished.rows[:, k.O_ID].min() if finished.rows.size else 0)] = np.arange(order.size)
     rows = Finished(finished.rows[order])
     ints = rows.rows
     state = run.state
     now = int(state.run[k.G_NOW])
+    kinds = run.fleet.kinds
+    overhead = np.repeat([kind.table.first_token_overhead_s for kind in kinds], [kind.count for kind in kinds])
+    served = np.where(ints[:, k.O_PREFILL_REPLICA] >= 0, ints[:, k.O_PREFILL_REPLICA], ints[:, k.O_REPLICA])
+    late = np.where(served >= 0, overhead[served], 0.0)
     on = np.isin(state.replicas[:, k.R_UP], (k.ON, k.DRAINING, k.STARTING))
     state.replicas[on, k.R_UP_TIME] += now - state.replicas[on, k.R_SINCE]
     state.replicas[on, k.R_SINCE] = now
@@ -368,8 +395,8 @@ def result_of(run: FleetRun, finished: Finished) -> ServingResult:
         fleet=run.fleet,
         arrival_s=rows.seconds(k.O_ARRIVAL),
         scheduled_s=rows.seconds(k.O_SCHEDULED),
-        first_token_s=rows.seconds(k.O_FIRST),
-        last_token_s=np.where(ints[:, k.O_STATUS] == k.DONE, ints[:, k.O_LAST] / k.PS, np.nan),
+        first_token_s=rows.seconds(k.O_FIRST) + late,
+        last_token_s=np.where(ints[:, k.O_STATUS] == k.DONE, ints[:, k.O_LAST] / k.PS + late, np.nan),
         input_tokens=ints[:, k.O_INPUT],
         output_tokens=ints[:, k.O_OUTPUT],
         cached_tokens=ints[:, k.O_HIT],

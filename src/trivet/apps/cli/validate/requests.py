@@ -1,0 +1,54 @@
+"""``trivet validate requests``: predicted against measured figures of request logs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from trivet.errors import TrivetError
+
+app = typer.Typer(add_completion=False, rich_markup_mode=None)
+LIMITS = {"ttft_mean_s": 0.15, "ttft_p99_s": 0.15, "tpot_mean_s": 0.05, "latency_mean_s": 0.05, "output_tokens_per_s": 0.05}
+
+
+@app.command()
+def requests(
+    logs: Annotated[list[Path], typer.Argument(metavar="REQUESTS.jsonl...", help="Logs with measured times.")],
+    chip: Annotated[list[str], typer.Option("--chip", help="The chip of each log, in the same order.")],
+    meta: Annotated[list[Path], typer.Option("--meta", help="Each log's settings; default: the log's name with .meta.json.")] = [],  # noqa: B006
+    out: Annotated[Path | None, typer.Option("-o", "--out", help="Folder for summary.json.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print summary.json instead of tables.")] = False,
+) -> None:
+    """Mean and p99 TTFT, mean TPOT, mean latency, throughput: error of each."""
+    from trivet.loop import predict_requests as loop
+
+    if len(chip) != len(logs):
+        raise TrivetError(f"{len(chip)} chips for {len(logs)} logs", field="--chip", allowed="one a log")
+    if meta and len(meta) != len(logs):
+        raise TrivetError(f"{len(meta)} files for {len(logs)} logs", field="--meta", allowed="one a log")
+    answers: list[dict[str, Any]] = []
+    for number, (path, name) in enumerate(zip(logs, chip, strict=True)):
+        read = loop.read_log(path)
+        place = meta[number] if meta else path.with_name(path.name.removesuffix(".jsonl") + ".meta.json")
+        result, notes = loop.predict(read, loop.read_meta(place), name)
+        rows = [{**row, "limit": LIMITS[row["figure"]], "within": abs(row["error"]) <= LIMITS[row["figure"]]} for row in loop.compare(read, result)]
+        answers.append({"log": path.name, "chip": name, "requests": len(read.ids), "figures": rows, "notes": list(notes)})
+    content = json.dumps({"logs": answers}, indent=1, allow_nan=False) + "\n"
+    if out is not None:
+        from trivet.interop.results import result_folder
+
+        with result_folder(out) as folder:
+            (folder / "summary.json").write_text(content, encoding="utf-8")
+    if as_json:
+        typer.echo(content, nl=False)
+        return
+    from trivet.report.tables import print_table
+
+    for answer in answers:
+        shown = [{**row, "error": f"{row['error']:+.1%}", "limit": f"{row['limit']:.0%}"} for row in answer["figures"]]
+        print_table(shown, title=f"{answer['log']} on {answer['chip']}")
+        for note in answer["notes"]:
+            typer.echo(f"  {note}")

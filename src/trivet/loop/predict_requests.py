@@ -1,0 +1,199 @@
+"""Every request of a log: when its first and last token come, from arrivals, lengths and the engine's settings alone."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trivet.chip.catalogue import chip as find_chip
+from trivet.cloud import engine
+from trivet.cloud.deployment import Deployment, EngineSettings
+from trivet.cloud.serving.batching import batching
+from trivet.cloud.serving.fleet import Fleet, ReplicaKind, ServingResult, simulate
+from trivet.cloud.serving.traffic import Traffic
+from trivet.errors import TrivetError
+from trivet.model.config import read as read_model
+from trivet.model.parallel import Layout
+
+Floats = NDArray[np.float64]
+COLUMNS = ("request_id", "queued_s", "first_token_s", "last_token_s")
+_DTYPES = {"bfloat16": "bf16", "float16": "fp16", "half": "fp16", "float32": "fp32", "auto": "", "fp8_e4m3": "fp8", "fp8_e5m2": "fp8"}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Log:
+    """Requests in order of arrival, and the measured times where the log has them (seconds from the first arrival)."""
+
+    ids: tuple[str, ...]
+    traffic: Traffic
+    queued_s: Floats | None = None
+    first_token_s: Floats | None = None
+    last_token_s: Floats | None = None
+
+
+def read_log(path: Path) -> Log:
+    """A JSONL log: ``request_id input_toks output_toks arrival_time`` and, for validation, ``queued_ts first_token_ts
+    last_token_ts``.
+
+    Arrivals are wall-clock and the engine's stamps are of another clock: the two are set against each other by the
+    requests that the engine took up soonest (a request is never queued before it arrives).
+    """
+    rows = _rows(path)
+    order = sorted(range(len(rows)), key=lambda i: rows[i]["arrival_time"])
+    rows = [rows[i] for i in order]
+    arrival = np.array([float(r["arrival_time"]) for r in rows])
+    traffic = Traffic(
+        arrival - arrival[0],
+        np.array([r["input_toks"] for r in rows]),
+        np.array([r["output_toks"] for r in rows]),
+        name=path.name,
+    )
+    ids = tuple(str(r["request_id"]) for r in rows)
+    if not all(name in row for row in rows for name in ("queued_ts", "first_token_ts", "last_token_ts")):
+        return Log(ids, traffic)
+    stamps = {name: np.array([float(r[name]) for r in rows]) for name in ("queued_ts", "first_token_ts", "last_token_ts")}
+    offset = float((stamps["queued_ts"] - traffic.arrival_s).min())
+    return Log(ids, traffic, *(stamps[name] - offset for name in ("queued_ts", "first_token_ts", "last_token_ts")))
+
+
+def _rows(path: Path) -> list[dict[str, Any]]:
+    try:
+        lines = path.read_text("utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise TrivetError(f"cannot be read: {getattr(error, 'strerror', None) or error}", field=str(path)) from error
+    rows = []
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise TrivetError(f"line {number} is not JSON: {error.msg}", field=str(path)) from None
+        for name in ("request_id", "input_toks", "output_toks", "arrival_time"):
+            if not isinstance(row, dict) or name not in row:
+                raise TrivetError(f"line {number} has no {name}", field=str(path))
+            if name != "request_id" and not (isinstance(row[name], int | float) and math.isfinite(row[name])):
+                raise TrivetError(f"line {number}: {name} is not a number", field=str(path))
+        rows.append(row)
+    if not rows:
+        raise TrivetError("holds no request", field=str(path))
+    return rows
+
+
+def read_meta(path: Path) -> dict[str, Any]:
+    try:
+        meta = json.loads(path.read_text("utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise TrivetError(f"cannot be read: {error}", field=str(path)) from error
+    if not isinstance(meta, dict):
+        raise TrivetError("holds no mapping", field=str(path))
+    return meta
+
+
+def deployment_of(meta: Mapping[str, Any], chip_name: str, traffic: Traffic) -> tuple[Deployment, tuple[str, ...]]:
+    """The deployment that a log's meta file records, and what had to be assumed. Times in it are not used."""
+    kwargs = _mapping(meta.get("engine_kwargs"))
+    resolved = _mapping(meta.get("resolved_config"))
+    cache = {**_mapping(resolved.get("cache_config")), **{k: v for k, v in _mapping(meta.get("kv_cache")).items() if v is not None}}
+    scheduler, parallel = _mapping(resolved.get("scheduler_config")), _mapping(resolved.get("parallel_config"))
+    name = meta.get("model") or kwargs.get("model")
+    if not name:
+        raise TrivetError("missing", field="meta: model")
+    model, notes = read_model(str(name)), []
+    tp = int(kwargs.get("tensor_parallel_size") or parallel.get("tensor_parallel_size") or 1)
+    dp = int(kwargs.get("data_parallel_size") or parallel.get("data_parallel_size") or 1)
+    pp = int(kwargs.get("pipeline_parallel_size") or parallel.get("pipeline_parallel_size") or 1)
+    experts = bool(kwargs.get("enable_expert_parallel"))
+    is_moe = any(layer.feed_forward.kind == "moe" for layer in model.layers)
+    attention_dp = dp if is_moe and experts else 1
+    if dp > 1 and attention_dp == 1:
+        notes.append(f"data_parallel_size {dp}: independent replicas, least outstanding first")
+    wide = tp * attention_dp
+    layout = Layout(tp=tp, pp=pp, attention_dp=attention_dp, moe_tp=1 if experts or not is_moe else wide, moe_ep=wide if experts and is_moe else 1)
+    kv = str(kwargs.get("kv_cache_dtype") or cache.get("cache_dtype") or "auto")
+    settings = EngineSettings(
+        engine="vllm",
+        version=str(meta.get("vllm_version") or ""),
+        max_num_seqs=int(kwargs.get("max_num_seqs") or scheduler.get("max_num_seqs") or 256),
+        max_num_batched_tokens=int(kwargs.get("max_num_batched_tokens") or scheduler.get("max_num_batched_tokens") or 2048),
+        max_model_len=int(kwargs.get("max_model_len") or 0),
+        memory_utilization=float(cache.get("gpu_memory_utilization") or kwargs.get("gpu_memory_utilization") or 0.9),
+        block_size=int(cache.get("block_size") or kwargs.get("block_size") or 16),
+        num_kv_blocks=int(cache.get("num_gpu_blocks") or 0),
+        kv_dtype=_DTYPES.get(kv, kv),
+        prefix_caching=bool(cache.get("enable_prefix_caching", True)),
+    )
+    if not settings.num_kv_blocks:
+        notes.append("num_gpu_blocks is not recorded: computed from the chip's memory")
+    chip = find_chip(chip_name)
+    typical = float(traffic.input_tokens.mean() + traffic.output_tokens.mean())
+    return Deployment(model, chip, layout, settings, "", typical), tuple(notes)
+
+
+def _mapping(raw: Any) -> dict[str, Any]:
+    return dict(raw) if isinstance(raw, dict) else {}
+
+
+def predict(log: Log, meta: Mapping[str, Any], chip_name: str) -> tuple[ServingResult, tuple[str, ...]]:
+    """Simulate the log's arrivals. Raises TrivetError for a chip, model or layout that cannot be."""
+    deployment, notes = deployment_of(meta, chip_name, log.traffic)
+    # The log's stamps are the engine's own: what happens before and after it is not in them.
+    table = replace(engine.step_table(deployment), first_token_overhead_s=0.0)
+    scheduler = _mapping(_mapping(meta.get("resolved_config")).get("scheduler_config"))
+    rules = batching(deployment.settings)
+    if isinstance(scheduler.get("async_scheduling"), bool):
+        rules = replace(rules, asynchronous=scheduler["async_scheduling"])
+    dp = int(_mapping(meta.get("engine_kwargs")).get("data_parallel_size") or 1)
+    kind = ReplicaKind(table, deployment.settings, dp, rules=rules, chips=deployment.layout.tp * deployment.layout.pp)
+    return simulate(log.traffic, Fleet((kind,))), notes
+
+
+def csv_text(log: Log, result: ServingResult) -> str:
+    """One row a request: clock times since the first arrival, in the order of arrival."""
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    for i, name in enumerate(log.ids):
+        times = (result.scheduled_s[i], result.first_token_s[i], result.last_token_s[i])
+        writer.writerow([name, *("" if not math.isfinite(t) else f"{t:.6f}" for t in times)])
+    return buffer.getvalue()
+
+
+def figures(traffic: Traffic, first_token_s: Floats, last_token_s: Floats) -> dict[str, float]:
+    """The five figures by which a log is judged: seconds, and output tokens a second over the whole run."""
+    ttft = first_token_s - traffic.arrival_s
+    many = traffic.output_tokens > 1
+    tpot = (last_token_s - first_token_s)[many] / (traffic.output_tokens[many] - 1)
+    return {
+        "ttft_mean_s": float(np.nanmean(ttft)),
+        "ttft_p99_s": float(np.nanpercentile(ttft, 99)),
+        "tpot_mean_s": float(np.nanmean(tpot)) if many.any() else math.nan,
+        "latency_mean_s": float(np.nanmean(last_token_s - traffic.arrival_s)),
+        "output_tokens_per_s": float(traffic.output_tokens.sum() / (np.nanmax(last_token_s) - traffic.arrival_s[0])),
+    }
+
+
+def compare(log: Log, result: ServingResult) -> list[dict[str, Any]]:
+    """Predicted against measured, one row a figure; raises TrivetError for a log without measured times."""
+    if log.first_token_s is None or log.last_token_s is None:
+        raise TrivetError("the log has no first_token_ts, last_token_ts", field="validate")
+    measured = figures(log.traffic, log.first_token_s, log.last_token_s)
+    predicted = figures(log.traffic, result.first_token_s, result.last_token_s)
+    return [
+        {"figure": name, "measured": measured[name], "predicted": predicted[name], "error": predicted[name] / measured[name] - 1}
+        for name in measured
+    ]
+
+
+def worst(rows: Sequence[Mapping[str, Any]]) -> float:
+    """Largest absolute relative error."""
+    return max(abs(float(row["error"])) for row in rows)
