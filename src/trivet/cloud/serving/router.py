@@ -1,7 +1,8 @@
 """Routers: which replica takes a request. The loop's own are numbers to it; any Python function works too, slower.
 
 A router in Python is called with the request and a view of the replicas, and returns a replica's number:
-``def mine(request: int, time_s: float, load: ReplicaLoad) -> int``; register it in ``PYTHON_ROUTERS``.
+``def mine(request: int, time_s: float, load: ReplicaLoad) -> int``; register it in ``PYTHON_ROUTERS`` or, from another
+package, by an entry point in the group ``trivet.router``.
 """
 
 from __future__ import annotations
@@ -38,15 +39,25 @@ class ReplicaLoad:
 
 PythonRouter = Callable[[int, float, ReplicaLoad], int]
 PYTHON_ROUTERS: dict[str, PythonRouter] = {}
+ENTRY_POINT_GROUP = "trivet.router"
 
 
 def router_code(name: str) -> int:
     """The loop's number for a router; -1 for one written in Python."""
-    if name in PYTHON_ROUTERS:
-        return -1
-    if name not in ROUTERS:
+    if name in ROUTERS:
+        return ROUTERS[name]
+    if name not in PYTHON_ROUTERS:
+        PYTHON_ROUTERS.update(_plugins())
+    if name not in PYTHON_ROUTERS:
         raise UnknownName(f"unknown router {name!r}", field="router", allowed=[*ROUTERS, *PYTHON_ROUTERS])
-    return ROUTERS[name]
+    return -1
+
+
+def _plugins() -> dict[str, PythonRouter]:
+    """Routers of installed packages."""
+    from importlib.metadata import entry_points
+
+    return {entry.name: entry.load() for entry in entry_points(group=ENTRY_POINT_GROUP)}
 
 
 def view(replicas: NDArray[Any]) -> ReplicaLoad:
