@@ -207,7 +207,7 @@ def vipllava(f: Fields) -> Blueprint:
     hidden = blueprint.hidden
     blueprint.add("projector", 2 * width + linear(width, hidden) + linear(hidden, hidden))
     _ignore(f, "vision_feature_layers")
-    tie(f, text, blueprint, forwards=True)
+    tie(f, text, blueprint)
     return blueprint
 
 
@@ -218,7 +218,7 @@ def video_llava(f: Fields) -> Blueprint:
     hidden, bias = blueprint.hidden, f.flag("multimodal_projector_bias", True)
     blueprint.add("projector", linear(vision.positive("hidden_size"), hidden, bias) + linear(hidden, hidden, bias))
     _ignore(f, "video_seq_length")
-    tie(f, text, blueprint, forwards=True)
+    tie(f, text, blueprint)
     return blueprint
 
 
@@ -227,7 +227,7 @@ def got_ocr2(f: Fields) -> Blueprint:
     vision, size = tower(f, "vision_config", "got_ocr2_vision")
     blueprint.add("vision", size)
     out, hidden = vision.positive("output_channels"), blueprint.hidden
-    blueprint.add("projector", 9 * out * 2 * out + 9 * 2 * out * 4 * out + linear(4 * out, hidden))
+    blueprint.add("projector", 9 * out * 2 * out + 9 * 2 * out * hidden + linear(hidden, hidden))
     tie(f, text, blueprint)
     return blueprint
 

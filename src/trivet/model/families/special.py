@@ -230,6 +230,7 @@ def step3p7(f: Fields) -> Blueprint:
     flat = "hidden_size" in f.raw
     text = Fields(f.raw, "step3p7_text") if flat else f.sub("text_config", "step3p7_text")
     blueprint = step_text(text)
+    blueprint.tied = f.flag("tie_word_embeddings", False)
     if flat and blueprint.vocab != text.defaults["vocab_size"]:
         blueprint.notes.append(
             f"vocab_size {blueprint.vocab} of the config; counted with the {text.defaults['vocab_size']} of the class"

@@ -80,7 +80,7 @@ def llava(f: Fields) -> Blueprint:
         "use_image_newline_parameter",
         "ignore_index",
     )
-    tie(f, text, blueprint, forwards=True)
+    tie(f, text, blueprint, forwards=f.model_type != "llava_next")
     return blueprint
 
 
@@ -255,7 +255,7 @@ def qwen2_audio(f: Fields) -> Blueprint:
     blueprint.add("audio", size)
     blueprint.add("projector", linear(audio.positive("d_model"), blueprint.hidden))
     _ignore(f, "ignore_index")
-    tie(f, text, blueprint, forwards=True)
+    tie(f, text, blueprint)
     return blueprint
 
 
