@@ -1,0 +1,114 @@
+"""Fleets: disaggregation, failures, admission, scale, growth of the cost."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+import pytest
+from serving_cases import fleet, poisson, replicas, table, traffic
+
+from trivet.cloud.deployment import EngineSettings
+from trivet.cloud.serving import _loop_state as k
+from trivet.cloud.serving.batching import Batching
+from trivet.cloud.serving.faults import Outage, Retries, outage_events
+from trivet.cloud.serving.fleet import Admission, ReplicaKind, Transfer, simulate
+from trivet.cloud.serving.metrics import latencies
+from trivet.errors import TrivetError
+
+
+def pools(prefill: int, decode: int) -> tuple[ReplicaKind, ReplicaKind]:
+    settings = EngineSettings(max_num_batched_tokens=2048)
+    return (
+        ReplicaKind(table(), settings, prefill, "prefill", Batching()),
+        ReplicaKind(table(), settings, decode, "decode", Batching()),
+    )
+
+
+def test_disaggregation_steadies_tokens() -> None:
+    """DistServe (arXiv 2401.09670): decode without prompts beside it; the first token costs the transfer later on."""
+    load = poisson(600, 22, 6000, 60)
+    together = latencies(simulate(load, fleet(replicas(4))))
+    apart = latencies(simulate(load, fleet(*pools(2, 2), transfer=Transfer(1e-3, 1e-7))))
+    assert np.nanpercentile(apart["tpot"], 99) < 0.8 * np.nanpercentile(together["tpot"], 99)
+
+
+def test_transfer_by_hand() -> None:
+    result = simulate(traffic([0.0], 1000, 11), fleet(*pools(1, 1), transfer=Transfer(0.5, 1e-3)))
+    assert result.first_token_s[0] == pytest.approx(0.010)
+    assert result.last_token_s[0] - result.first_token_s[0] == pytest.approx(0.5 + 1.0 + 10 * 0.010, rel=1e-3)
+    assert result.prefill_replica[0] == 0 and result.replica[0] == 1
+
+
+def test_outages_lose_nothing() -> None:
+    load = poisson(800, 40, 300, 80)
+    calm = simulate(load, fleet(replicas(4)))
+    broken = simulate(load, fleet(replicas(4), outages=(Outage(5.0, 4.0, (0, 1)), Outage(8.0, float("inf"), (2,)))))
+    assert broken.arrival_s.size == 800 and (broken.status == 0).all()
+    assert broken.tries.sum() > 0
+    assert latencies(broken)["e2e"].mean() > latencies(calm)["e2e"].mean()
+    down = (broken.replica == 2) & (broken.last_token_s > 8.0)
+    assert not down.any()
+
+
+def test_retries_run_out() -> None:
+    load = traffic([0.0, 0.0], 100, 400)
+    result = simulate(load, fleet(replicas(1), outages=(Outage(1.0, 1.0, (0,)),), retries=Retries(0)))
+    assert (result.status == 2).all()
+    forever = simulate(load, fleet(replicas(1), outages=(Outage(1.0, float("inf"), (0,)),)))
+    assert (forever.status == 2).all()
+
+
+def test_outages_merge() -> None:
+    rows = outage_events([Outage(1.0, 2.0, (0,)), Outage(2.0, 5.0, (0,))], 1)
+    assert rows.tolist() == [[k.PS, 0, 0], [7 * k.PS, 0, 1]]
+    with pytest.raises(TrivetError, match="0 to 0"):
+        outage_events([Outage(1.0, 2.0, (3,))], 1)
+
+
+def test_admission_control_protects_the_others() -> None:
+    """Overload: refusing some keeps the first token of the rest, without it the queue grows for all."""
+    load = poisson(1500, 300, 1500, 60)
+    free = simulate(load, fleet(replicas(2)))
+    guarded = simulate(load, fleet(replicas(2), admission=Admission(max_wait_s=1.0)))
+    assert (free.status == 0).all() and (guarded.status == 1).any()
+    assert np.nanpercentile(latencies(guarded)["ttft"], 99) < 0.5 * np.nanpercentile(latencies(free)["ttft"], 99)
+    queued = simulate(load, fleet(replicas(2), admission=Admission(max_queue=5)))
+    assert (queued.status == 1).any()
+
+
+def test_mixed_chips_share_by_speed() -> None:
+    slow = ReplicaKind(table(graph_s=np.full(2, 40e-3), mixed_s=table().mixed_s * 4), EngineSettings(max_num_batched_tokens=2048), 2, rules=Batching())
+    result = simulate(poisson(2000, 30, 400, 80), fleet(replicas(2), slow, router="least_outstanding"))
+    share = np.bincount(result.replica, minlength=4)
+    assert share[:2].sum() > 1.5 * share[2:].sum()
+
+
+def test_cost_is_linear_in_requests() -> None:
+    def cpu_s(count: int) -> float:
+        load = poisson(count, 40, 300, 60)
+        best = 1e9
+        for _ in range(3):
+            start = time.process_time()
+            simulate(load, fleet(replicas(4)))
+            best = min(best, time.process_time() - start)
+        return best
+
+    cpu_s(2000)
+    assert cpu_s(160_000) / cpu_s(20_000) < 8 * 1.6
+
+
+def test_work_a_request_grows_slowly_with_replicas() -> None:
+    """The same load a replica on 8 and on 512 replicas: as many events a request."""
+    events = []
+    for count in (8, 512):
+        result = simulate(poisson(200 * count, 5.0 * count, 300, 60), fleet(replicas(count)))
+        events.append(result.run[k.G_EVENTS] / (200 * count))
+    assert events[1] == pytest.approx(events[0], rel=0.1)
+
+
+def test_same_seed_same_bytes() -> None:
+    load = poisson(500, 40, 300, 60)
+    a, b, c = (simulate(load, fleet(replicas(4), router="power_of_two", seed=s)) for s in (1, 1, 2))
+    assert a.last_token_s.tobytes() == b.last_token_s.tobytes()
+    assert a.replica.tobytes() != c.replica.tobytes()
