@@ -20,15 +20,15 @@ from trivet.errors import TrivetError
 def pools(prefill: int, decode: int) -> tuple[ReplicaKind, ReplicaKind]:
     settings = EngineSettings(max_num_batched_tokens=2048)
     return (
-        ReplicaKind(table(), settings, prefill, "prefill", Batching()),
-        ReplicaKind(table(), settings, decode, "decode", Batching()),
+        ReplicaKind(table(20_000), settings, prefill, "prefill", Batching()),
+        ReplicaKind(table(20_000), settings, decode, "decode", Batching()),
     )
 
 
 def test_disaggregation_steadies_tokens() -> None:
     """DistServe (arXiv 2401.09670): decode without prompts beside it; the first token costs the transfer later on."""
     load = poisson(600, 22, 6000, 60)
-    together = latencies(simulate(load, fleet(replicas(4))))
+    together = latencies(simulate(load, fleet(replicas(4, kv_blocks=20_000))))
     apart = latencies(simulate(load, fleet(*pools(2, 2), transfer=Transfer(1e-3, 1e-7))))
     assert np.nanpercentile(apart["tpot"], 99) < 0.8 * np.nanpercentile(together["tpot"], 99)
 
