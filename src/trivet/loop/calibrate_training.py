@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ FITTED: dict[str, float] = {
     "throttle.hopper": 0.1, "throttle.blackwell": 0.1, "scan": 0.6, "stream": 0.15, "stream_factor.fsdp": 0.5, "stream_factor.megatron": 0.4,
     "cast_factor.fp8": 0.4, "cast_factor.mxfp8": 0.4, "cast_factor.nvfp4": 0.4,
     "host_dense_s": 0.7, "host_expert_s": 0.7, "host_captured": 0.7, "host_grace": 0.3, "host_power": 0.3,
-    "exposed_tp": 0.6, "exposed_fsdp": 0.6, "exposed_pp": 0.6, "exposed_dp": 0.6, "step_s": 0.7,
+    "exposed_tp": 0.6, "exposed_fsdp": 0.6, "exposed_pp": 0.6, "exposed_dp": 0.6, "drift": 1.0, "step_s": 0.7,
 }
 BOUNDED = {"grouped", "stream", "exposed_tp", "exposed_fsdp", "exposed_pp", "exposed_dp", "host_captured"}
 
@@ -228,3 +228,8 @@ def to_json(done: Calibration) -> dict[str, Any]:
         "left_out_by_chip": {"median": rounded(float(np.median(np.abs(done.by_chip)))), "p90": rounded(float(np.quantile(np.abs(done.by_chip), 0.9)))},
         "constants": rounded(done.constants.to_dict()),
     }
+
+
+def replace_measured(sample: Sample, c: Constants) -> Sample:
+    """The sample as if it had run with these constants: for checking that a fit finds what made its data."""
+    return replace(sample, measured=finish(sample.prepared, c).tokens_per_s_per_chip)

@@ -50,6 +50,7 @@ class Constants:
     exposed_fsdp: float = 0.5
     transfer: float = 1.0  # time of collectives over the fabric model's
     optimizer: float = 1.5  # over the compulsory traffic of the update
+    drift: float = 0.01  # time lost a month by containers older than the newest calibrated spring (26.04), at most three
     step_s: float = 5e-3  # data loading, clipping, logging: once a step
     log_sigma: float = 0.08  # what is left on models and shapes that were not calibrated
     sigma: dict[str, float] = field(default_factory=dict)  # extra spread where a job leaves what was calibrated

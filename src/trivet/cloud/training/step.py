@@ -90,6 +90,15 @@ def captured(job: TrainingJob) -> bool:
     return hybrid or (version_of(job.version) >= (26, 6) and job.chip.family == "blackwell")
 
 
+def software_age(job: TrainingJob) -> float:
+    """Months by which Megatron's container is older than 26.04, at most three: identical jobs ran up to a tenth slower
+    two months before."""
+    year, month = version_of(job.version)
+    if job.framework != "megatron" or not year:
+        return 0.0
+    return float(min(max((26 - year) * 12 + 4 - month, 0), 3))
+
+
 def _hides_exchange(job: TrainingJob) -> bool:
     """Whether the experts' exchange of one micro-batch runs behind another's compute."""
     return job.overlap.ep or job.split.pipeline == "dualpipe"
@@ -115,7 +124,8 @@ class _LayerTimes:
 
 def _layer_times(part: LayerPart, prepared: Prepared, c: Constants) -> _LayerTimes:
     job, p = prepared.job, prepared.point
-    passes = [kernels.total(x, p, c, job.framework, job.version) for x in (part.forward, part.inputs, part.weights, part.core)]
+    late = 1.0 + c.drift * software_age(job)
+    passes = [late * kernels.total(x, p, c, job.framework, job.version) for x in (part.forward, part.inputs, part.weights, part.core)]
     comm = [{axis: s * visible_share(job, c, axis) for axis, s in x.items()} for x in (part.forward_comm, part.backward_comm)]
     host = (c.host_expert_s if part.expert else c.host_dense_s) * (c.host_captured if captured(job) else 1.0)
     host *= c.host_grace if "grace" in prepared.host else 1.0
