@@ -1,15 +1,15 @@
 """Fit the constants of the engines to serving measurements.
 
 Each engine has some twenty constants with a physical meaning (``cloud/engine/profiles.py``). They are fitted in log space,
-pulled towards their priors, to log TPOT and log TTFT at once; the loss is robust, and a campaign (one chip, model,
-precision and date) counts by the square root of its rows, so that no single one decides. Deployments are compiled once:
-a trial re-weighs their components.
+pulled towards their priors, to log TPOT and log TTFT at once. A campaign (one chip, model, precision, build and date) has a
+mean error of its own, which unrecorded settings may cause; its mean and the shape of its rows around it are fitted as two
+things, both with a robust loss, so that no campaign decides by its size or its oddity. Deployments are compiled once: a
+trial re-weighs their components.
 """
 
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,13 +17,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from trivet.cloud.engine import EngineProfile
 from trivet.cloud.engine.profiles import from_mapping
 from trivet.loop.serving_model import Compiler, steady
 from trivet.loop.serving_rows import Case
 
 Floats = NDArray[np.float64]
-TPOT_SCALE, TTFT_SCALE = 0.08, 0.20  # where the loss turns from square to linear, log units
+# Where the loss turns from square to linear, log units of TPOT and TTFT: within a campaign, and for its mean.
+WITHIN, BETWEEN = np.array([0.05, 0.15]), np.array([0.12, 0.25])
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,30 +40,47 @@ class Measured:
         return (g["engine"], g["mode"], g["chip"], g["model"], g["precision"], g["measured_on"], g["version"])
 
 
-# name in the profile (group, kind) -> (prior, log sigma of the prior)
+# name in the profile ("group.kind" or a scalar) -> (prior, log sigma of the prior)
 PRIORS: dict[str, tuple[float, float]] = {
-    "weights.gemm": (1.1, 0.2), "weights.head": (1.0, 0.2), "weights.experts": (1.1, 0.25), "weights.attention": (1.1, 0.25),
+    "weights.gemm": (1.05, 0.15), "weights.head": (1.0, 0.15), "weights.experts": (1.05, 0.2), "weights.attention": (1.05, 0.2),
     "weights.stream": (0.8, 0.4), "weights.scan": (1.1, 0.2), "weights.all_reduce": (1.0, 0.3), "weights.exchange": (1.0, 0.4),
-    "prefill_weights.gemm": (1.1, 0.2), "prefill_weights.experts": (1.1, 0.3), "prefill_weights.attention": (1.1, 0.3),
-    "prefill_weights.stream": (1.0, 0.4), "prefill_weights.scan": (1.1, 0.2), "prefill_weights.all_reduce": (1.0, 0.4),
-    "prefill_weights.exchange": (1.0, 0.4), "floor_weight": (0.7, 0.5), "eager_floor_weight": (1.0, 0.6),
-    "collective_floor_weight": (1.0, 0.4), "graph_s": (3e-4, 1.0), "layer_s": (5e-6, 1.0), "host_decode_s": (1.5e-3, 0.7),
-    "host_mixed_s": (5e-3, 0.8), "host_per_sequence_s": (1e-5, 1.0), "first_token_s": (0.03, 0.8), "frontend_s": (5e-4, 1.0),
-    "first_token_steps": (3.0, 0.8),
+    "prefill_weights.gemm": (1.05, 0.2), "prefill_weights.experts": (1.1, 0.3), "prefill_weights.attention": (1.1, 0.3),
+    "prefill_weights.stream": (1.0, 0.3), "prefill_weights.scan": (1.1, 0.2), "prefill_weights.all_reduce": (1.0, 0.4),
+    "prefill_weights.exchange": (1.0, 0.4), "floors.gemm": (0.7, 0.4), "floors.head": (1.0, 0.2), "floors.experts": (0.8, 0.4),
+    "floors.attention": (0.8, 0.4), "floors.stream": (0.6, 0.4), "floors.scan": (0.8, 0.2), "floors.all_reduce": (1.0, 0.4),
+    "floors.exchange": (1.0, 0.4), "eager_floor_weight": (2.0, 0.6), "graph_s": (3e-4, 1.0), "layer_s": (5e-6, 0.8),
+    "host_decode_s": (1.5e-3, 0.5), "host_mixed_s": (5e-3, 0.6), "host_per_sequence_s": (1e-5, 0.8), "first_token_s": (0.04, 0.6),
+    "frontend_s": (5e-4, 0.7), "first_token_steps": (1.0, 0.5),
 }  # fmt: skip
+# Known habits of one engine: SGLang's benchmark scripts look at the queue seldom (see ``engine/scheduling.py``),
+# TensorRT-LLM's stream every tenth token.
+OWN_PRIORS = {"trtllm": {"first_token_steps": (6.0, 0.5)}}
+SPECULATIVE = -0.25  # log(measured / predicted TPOT) below which a model with MTP heads is taken to have speculated
 
 
-def start() -> Floats:
-    """The priors' medians, as logs."""
-    return np.log([prior for prior, _ in PRIORS.values()])
+def priors(engine: str) -> tuple[Floats, Floats]:
+    """Logs of the medians and their spreads, in the order of ``PRIORS``."""
+    table = {**PRIORS, **OWN_PRIORS.get(engine, {})}
+    return np.log([table[name][0] for name in PRIORS]), np.array([table[name][1] for name in PRIORS])
 
 
-def mapping(logs: Floats, base: Mapping[str, Any]) -> dict[str, Any]:
+def logs_of(raw: Mapping[str, Any], engine: str) -> Floats:
+    """The point that ``raw`` stands for; constants that it lacks are at their priors."""
+    medians, _ = priors(engine)
+    out = []
+    for name, median in zip(PRIORS, medians, strict=True):
+        group, _, kind = name.partition(".")
+        value = raw.get(group, {}).get(kind) if kind else raw.get(group)
+        out.append(math.log(value) if value else float(median))
+    return np.array(out)
+
+
+def mapping(logs: Floats, base: Mapping[str, Any], digits: int = 4) -> dict[str, Any]:
     """Constants as the data file holds them: ``base`` with the fitted ones replaced."""
-    out: dict[str, Any] = {**base, "weights": {}, "prefill_weights": {}}
+    out: dict[str, Any] = {**base, "weights": {}, "prefill_weights": {}, "floors": {}}
     for name, value in zip(PRIORS, np.exp(logs), strict=True):
         group, _, kind = name.partition(".")
-        rounded = float(f"{value:.4g}")
+        rounded = float(f"{value:.{digits}g}")
         if kind:
             out[group][kind] = rounded
         else:
@@ -72,39 +89,93 @@ def mapping(logs: Floats, base: Mapping[str, Any]) -> dict[str, Any]:
     return out
 
 
-def fit_engine(rows: Sequence[Measured], base: EngineProfile, raw: Mapping[str, Any], compiler: Compiler, evaluations: int = 25) -> dict[str, Any]:
-    """Constants of the engine of ``rows``. ``compiler`` keeps the compiled deployments between fits."""
+@dataclass(frozen=True, slots=True, eq=False)
+class EngineFit:
+    """A fit and its linearisation, from which a fit without some rows follows at once."""
+
+    engine: str
+    raw: dict[str, Any]
+    logs: Floats
+    owner: NDArray[np.int64]  # campaign of each row
+    residual: Floats  # [rows + campaigns, 2] weighted TPOT and TTFT
+    jacobian: Floats  # [rows + campaigns, 2, constants]
+    prior_residual: Floats
+    prior_jacobian: Floats
+
+    def without(self, rows: NDArray[np.bool_]) -> dict[str, Any]:
+        """Constants refitted without ``rows`` (one Gauss-Newton step, halved steps are not needed this near)."""
+        campaigns = np.array([rows[self.owner == c].mean() < 0.5 for c in range(len(self.residual) - len(rows))])
+        keep = np.concatenate([~rows, campaigns])
+        left = np.concatenate([self.jacobian[keep].reshape(-1, len(self.logs)), self.prior_jacobian])
+        right = np.concatenate([self.residual[keep].ravel(), self.prior_residual])
+        step = np.linalg.lstsq(left, -right, rcond=None)[0]
+        return mapping(self.logs + np.clip(step, -0.7, 0.7), self.raw, 8)
+
+
+def fit_engine(rows: Sequence[Measured], engine: str, raw: Mapping[str, Any], compiler: Compiler, evaluations: int = 12) -> EngineFit:
+    """Constants of the engine of ``rows``, from where ``raw`` stands, and the linearisation there. ``compiler`` keeps the
+    compiled deployments. With no ``evaluations`` the constants stay.
+
+    Rows of a model with MTP heads that are a quarter faster than predicted are taken to have speculated without saying
+    so, and do not count. At most ``MOST`` rows of a campaign, evenly spaced, steer the search.
+    """
+    names = sorted({row.campaign for row in rows})
+    owner = np.array([names.index(row.campaign) for row in rows])
+    x = logs_of(raw, engine)
+    thin = np.concatenate([members[np.unique(np.linspace(0, len(members) - 1, MOST).astype(int))] for members in (
+        np.flatnonzero(owner == c) for c in range(len(names)))])  # fmt: skip
+    for _ in range(2 if evaluations else 0):
+        found = _search([rows[i] for i in thin], owner[thin], len(names), engine, raw, compiler, x, max(1, evaluations // 2))
+        x = found.x
+    found = _search(rows, owner, len(names), engine, raw, compiler, x, 1)
+    size = 2 * (len(rows) + len(names))
+    return EngineFit(
+        engine, mapping(x, raw), x, owner, found.fun[:size].reshape(-1, 2), found.jac[:size].reshape(-1, 2, len(x)),
+        found.fun[size:], found.jac[size:],
+    )  # fmt: skip
+
+
+MOST = 10
+
+
+def _search(
+    rows: Sequence[Measured], owner: NDArray[np.int64], campaigns: int, engine: str, raw: Mapping[str, Any], compiler: Compiler,
+    x: Floats, evaluations: int,
+) -> Any:  # fmt: skip
+    """Least squares from ``x``; with one evaluation only the residuals and their derivative there."""
     from scipy.optimize import least_squares
 
-    counts = Counter(row.campaign for row in rows)
-    weight = np.array([counts[row.campaign] ** -0.25 for row in rows])
+    weight = np.bincount(owner, minlength=campaigns)[owner] ** -0.25
+    heads = np.array([row.case.pools[-1].deployment.architecture.mtp_layers > 0 for row in rows])
     measured = np.log([[row.tpot_s, row.ttft_s] for row in rows])
-    prior, sigma = start(), np.array([s for _, s in PRIORS.values()])
-    strength = math.sqrt(len(rows)) * 0.15
+    prior, sigma = priors(engine)
+    strength = STRENGTH * math.sqrt(campaigns / len(prior)) / sigma
+
+    def errors(logs: Floats) -> Floats:
+        trial = Compiler({engine: from_mapping(engine, mapping(logs, raw, 12))}, compiler.parts, compiler.rooms)
+        return np.log([_pair(row.case, trial) for row in rows]) - measured
+
+    first = errors(x)
+    level = np.median(first[~heads, 0]) if (~heads).any() else 0.0
+    counted = ~(heads & (first[:, 0] - level > -SPECULATIVE))
+    number = np.maximum(np.bincount(owner, counted, campaigns), 1e-9)
 
     def residuals(logs: Floats) -> Floats:
-        trial = Compiler({base.engine: from_mapping(base.engine, mapping_exact(logs, raw))}, compiler.parts)
-        predicted = np.log([_pair(row.case, trial) for row in rows])
-        error = (predicted - measured) / np.array([TPOT_SCALE, TTFT_SCALE])
-        # Square near zero, linear far out: as residuals whose square is the loss.
-        soft = np.sign(error) * np.sqrt(2.0 * (np.sqrt(1.0 + error**2) - 1.0)) * weight[:, None]
-        return np.concatenate([soft.ravel(), strength * (logs - prior) / sigma / math.sqrt(len(prior))])
+        error = np.clip(errors(logs), -2.0, 2.0) * counted[:, None]
+        mean = np.stack([np.bincount(owner, error[:, k], campaigns) for k in range(2)], axis=1) / number[:, None]
+        inside = _soft((error - mean[owner]) / WITHIN) * (weight * counted)[:, None]
+        between = _soft(mean / BETWEEN) * np.minimum(number, 4.0)[:, None] ** 0.5
+        return np.concatenate([inside.ravel(), between.ravel(), strength * (logs - prior)])
 
-    found = least_squares(residuals, prior, diff_step=1e-2, max_nfev=evaluations, xtol=1e-4, ftol=1e-4, method="trf")
-    return mapping(found.x, raw)
+    return least_squares(residuals, x, diff_step=1e-2, max_nfev=evaluations, xtol=1e-4, ftol=1e-4, method="trf")
 
 
-def mapping_exact(logs: Floats, base: Mapping[str, Any]) -> dict[str, Any]:
-    """``mapping`` without rounding, so that the derivative is smooth."""
-    out: dict[str, Any] = {**base, "weights": {}, "prefill_weights": {}}
-    for name, value in zip(PRIORS, np.exp(logs), strict=True):
-        group, _, kind = name.partition(".")
-        if kind:
-            out[group][kind] = value
-        else:
-            out[name] = value
-    out["prefill_weights"]["head"] = out["weights"]["head"]
-    return out
+STRENGTH = 0.6  # of the priors
+
+
+def _soft(error: Floats) -> Floats:
+    """Square near zero, linear far out: as residuals whose square is the loss."""
+    return np.asarray(np.sign(error) * np.sqrt(2.0 * (np.sqrt(1.0 + error**2) - 1.0)))
 
 
 def _pair(case: Case, compiler: Compiler) -> tuple[float, float]:

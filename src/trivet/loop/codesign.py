@@ -25,7 +25,7 @@ from trivet.loop.codesign_demand import Choice, Metrics, Price, Workload, choice
 METRICS = ("cost", "energy", "cards")
 # What a tornado shows. Latencies shrink; the rest grows.
 TORNADO = (
-    "matrix", "vector", "memory_bandwidth", "memory_capacity", "memory_stacks", "cache", "links", "launch", "power_limit",
+    "matrix", "clock", "vector", "memory_bandwidth", "memory_capacity", "memory_stacks", "cache", "links", "power_limit",
 )  # fmt: skip
 LATENCIES = ("launch", "host_launch")
 # What the search may change, and between which factors. Vector units and cache stay as they are: operator timing does not

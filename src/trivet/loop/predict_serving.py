@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 from trivet.cloud.deployment import Deployment
 from trivet.cloud.serving.steady import Steady
 from trivet.errors import TrivetError
-from trivet.loop.serving_features import NAMED, features
+from trivet.loop.serving_features import features
 from trivet.loop.serving_model import Compiler, steady
 from trivet.loop.serving_residual import Process, shipped
 from trivet.loop.serving_rows import Case, Pool, Table, Unread, understand
@@ -23,7 +23,6 @@ from trivet.loop.serving_rows import Case, Pool, Table, Unread, understand
 Floats = NDArray[np.float64]
 Z80 = 1.2815515655446004
 COLUMNS = ("id", "ttft_ms", "ttft_ms_lo", "ttft_ms_hi", "tpot_ms", "tpot_ms_lo", "tpot_ms_hi", "error")
-_CAMPAIGN = ("setup", "model", "chip", "precision", "mode")
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +117,7 @@ def predict_cases(
             out.append(Prediction(case.id, None, None, reasons[i]))
             continue
         ttft, tpot = answered[i]
-        notes = [*case.notes, *(compiler.components(pool.deployment)[2] for pool in case.pools)]
+        notes = [*case.notes, *(compiler.kv_tokens(pool.deployment)[1] for pool in case.pools)]
         out.append(Prediction(case.id, ttft, tpot, "; ".join(n for n in notes if n)))
     return out
 
@@ -130,21 +129,13 @@ def _intervals(cases: list[Case], physics: list[Steady], processes: Mapping[str,
     sides = []
     for name in ("ttft", "tpot"):
         process = processes[name]
-        mean, deviation = process.predict(found)
+        mean, deviation = process.correct(found)
         raw = np.array([float(getattr(s, f"{name}_s")) for s in physics])
-        known = seen(process, found.names)
-        half = Z80 * deviation * np.where(known, process.spread[0], process.spread[1])
+        half = Z80 * deviation
         half = np.hypot(half, [Z80 * _chip_sigma(case) for case in cases])
         value = raw * np.exp(mean)
         sides.append([Interval(float(v), float(v * math.exp(-h)), float(v * math.exp(h))) for v, h in zip(value, half, strict=True)])
     return list(zip(sides[0], sides[1], strict=True))
-
-
-def seen(process: Process, names: NDArray[np.str_]) -> NDArray[np.bool_]:
-    """Which rows belong to a campaign that was fitted: same set-up, model, chip, precision and mode."""
-    columns = [NAMED.index(name) for name in _CAMPAIGN]
-    known = {tuple(process.vocabulary[c][code] for c, code in zip(columns, row, strict=True)) for row in process.codes.names[:, columns]}
-    return np.array([tuple(row[columns]) in known for row in names], dtype=bool)
 
 
 def _chip_sigma(case: Case) -> float:

@@ -22,30 +22,38 @@ class Compiler:
     """Remembers compiled deployments. ``profiles`` replaces the shipped constants by engine (calibration)."""
 
     profiles: Mapping[str, EngineProfile] = field(default_factory=dict)
-    parts: dict[Any, tuple[Components, float, str]] = field(default_factory=dict)
+    parts: dict[Any, Components] = field(default_factory=dict)
+    rooms: dict[Any, tuple[float, str]] = field(default_factory=dict)
     tables: dict[Any, StepTable] = field(default_factory=dict)
 
     def constants(self, deployment: Deployment) -> EngineProfile:
         engine = deployment.settings.engine
         return self.profiles.get(engine) or profile(engine, deployment.settings.version)
 
-    def components(self, deployment: Deployment) -> tuple[Components, float, str]:
-        """(components, KV tokens of a rank, note); compiled once a deployment."""
+    def components(self, deployment: Deployment) -> Components:
+        """Compiled once a deployment."""
         key = deployment_key(deployment)
-        if key not in self.parts:
-            note = ""
+        found = self.parts.get(key)
+        if found is None:
+            found = self.parts[key] = compile_components(deployment)
+        return found
+
+    def kv_tokens(self, deployment: Deployment) -> tuple[float, str]:
+        """(KV tokens of a rank, a note where our count finds no room: then as many as are asked for)."""
+        settings = deployment.settings
+        key = (deployment_key(deployment), deployment.expected_isl, settings.memory_utilization, settings.num_kv_blocks)
+        if key not in self.rooms:
             try:
                 space = room(deployment, self.constants(deployment), deployment.expected_isl)
-                kv_tokens = float(space.blocks * deployment.settings.block_size)
+                self.rooms[key] = (float(space.blocks * settings.block_size), "")
             except DoesNotFit as error:
-                kv_tokens, note = np.inf, f"by our count it does not fit, its KV taken as sufficient: {error}"
-            self.parts[key] = (compile_components(deployment), kv_tokens, note)
-        return self.parts[key]
+                self.rooms[key] = (np.inf, f"by our count it does not fit, its KV taken as sufficient: {error}")
+        return self.rooms[key]
 
     def table(self, deployment: Deployment) -> StepTable:
         key = deployment_key(deployment)
         if key not in self.tables:
-            self.tables[key] = assemble(self.components(deployment)[0], self.constants(deployment))
+            self.tables[key] = assemble(self.components(deployment), self.constants(deployment))
         return self.tables[key]
 
 
@@ -55,7 +63,7 @@ def deployment_key(deployment: Deployment) -> Any:
     s = d.settings
     quantisation = d.architecture.quantisation
     return (d.architecture.name, quantisation, d.chip.name, d.server, d.layout, s.engine, s.kv_dtype, s.weight_dtype,
-            s.moe_dtype, s.speculative_tokens, s.memory_utilization, s.num_kv_blocks, d.expected_isl)  # fmt: skip
+            s.moe_dtype, s.speculative_tokens)  # fmt: skip
 
 
 # Rows with a date come from a benchmark that draws lengths from 0.8 to 1.0 of the nominal ones. Rows without one come from
@@ -86,7 +94,7 @@ def _aggregated(case: Case, compiler: Compiler, low: float) -> Steady:
     pool = case.pools[0]
     clients = max(1.0, case.concurrency / pool.workers)
     table, constants = compiler.table(pool.deployment), compiler.constants(pool.deployment)
-    kv_tokens = compiler.components(pool.deployment)[1]
+    kv_tokens = compiler.kv_tokens(pool.deployment)[0]
     plan = schedule(pool.deployment, case.isl, case.osl, clients)
     policy = Policy(
         plan.mixing, plan.budget_tokens, plan.max_sequences, kv_tokens, pool.deployment.layout.attention_dp,
@@ -103,7 +111,7 @@ def _split(case: Case, compiler: Compiler, low: float) -> Steady:
     plan = schedule(prefill.deployment, case.isl, case.osl, case.concurrency)
     ranks = decode.deployment.layout.attention_dp
     slots = decode.max_sequences or 2048.0
-    kv_tokens = compiler.components(decode.deployment)[1]
+    kv_tokens = compiler.kv_tokens(decode.deployment)[0]
     budget = max(plan.budget_tokens, case.isl)
     split = Split(
         prefill.workers, prefill.deployment.layout.attention_dp, budget, decode.workers, ranks, slots * ranks, kv_tokens * ranks,

@@ -24,22 +24,25 @@ from trivet.loop.serving_features import CONTINUOUS, NAMED, Features
 
 Floats = NDArray[np.float64]
 
-# Names that must agree, and the length of the smooth kernel in octaves ("long", "short", or none: a constant).
+# Names that must agree, and the smooth kernel: a constant (""), "broad" (what is shared between campaigns bends slowly:
+# BROAD octaves a feature), or with fitted lengths "long" and "short" (one campaign's own shape).
+BROAD = np.array([6.0, 6.0, 6.0, 5.0, 6.0, 6.0, 8.0, 12.0, 12.0])
 TERMS: tuple[tuple[tuple[str, ...], str], ...] = (
     ((), ""),
-    (("engine", "mode"), "long"),
-    (("engine", "kind"), "long"),
-    (("engine", "precision", "family"), "long"),
-    (("setup", "mode"), ""),
-    (("setup", "mode", "family"), "long"),
-    (("model", "precision"), "long"),
-    (("engine", "model", "chip", "precision", "mode"), "long"),
+    (("engine", "mode"), "broad"),
+    (("engine", "kind"), "broad"),
+    (("engine", "precision", "family"), "broad"),
+    (("setup", "mode"), "broad"),
+    (("setup", "mode", "family"), "broad"),
+    (("model", "precision"), "broad"),
+    (("engine", "model", "chip", "precision", "mode"), "broad"),
     (("setup", "model", "chip", "precision", "mode"), "long"),
     (("setup", "model", "chip", "precision", "mode"), "short"),
     (("setup", "model", "chip", "precision", "mode", "layout"), "short"),
 )
 NOISE = len(TERMS)  # position of the noise scale among the logs of the scales
 LENGTHS = NOISE + 1  # from here one log length a feature
+CAMPAIGN = ("setup", "model", "chip", "precision", "mode")
 SHORT = LENGTHS + len(CONTINUOUS)  # ratio of the short length to the long one
 
 
@@ -76,7 +79,9 @@ def covariance(a: Codes, b: Codes, logs: Floats) -> Floats:
     lengths = np.exp(logs[LENGTHS:SHORT])
     xa, xb = a.x / lengths, b.x / lengths
     square = np.maximum((xa**2).sum(1)[:, None] + (xb**2).sum(1)[None, :] - 2.0 * xa @ xb.T, 0.0)
-    smooth = {"": 1.0, "long": np.exp(-0.5 * square), "short": np.exp(-0.5 * square * np.exp(-2.0 * logs[SHORT]))}
+    wide_a, wide_b = a.x / BROAD, b.x / BROAD
+    wide = np.maximum((wide_a**2).sum(1)[:, None] + (wide_b**2).sum(1)[None, :] - 2.0 * wide_a @ wide_b.T, 0.0)
+    smooth = {"": 1.0, "broad": np.exp(-0.5 * wide), "long": np.exp(-0.5 * square), "short": np.exp(-0.5 * square * np.exp(-2.0 * logs[SHORT]))}
     same = [
         (a.names[:, i][:, None] == b.names[:, i][None, :]) & (a.names[:, i] >= 0)[:, None] for i in range(len(NAMED))
     ]
@@ -103,6 +108,7 @@ class Process:
     target: Floats
     noise: Floats
     spread: tuple[float, float]
+    shrink: float
     factor: Floats
     alpha: Floats
 
@@ -118,6 +124,22 @@ class Process:
         return np.concatenate(means or [np.zeros(0)]), np.concatenate(deviations or [np.zeros(0)])
 
 
+    def correct(self, found: Features) -> tuple[Floats, Floats]:
+        """(shift, deviation) for use: a case of no known campaign is shifted by ``shrink`` of the mean only, and both kinds
+        have their own factor on the deviation, as the left-out cases asked for."""
+        mean, deviation = self.predict(found)
+        known = self.seen(found)
+        return np.where(known, mean, self.shrink * mean), deviation * np.where(known, self.spread[0], self.spread[1])
+
+    def seen(self, found: Features) -> NDArray[np.bool_]:
+        """Which rows belong to a campaign that was fitted: same set-up, model, chip, precision and mode."""
+        columns = [NAMED.index(name) for name in CAMPAIGN]
+        known = {
+            tuple(self.vocabulary[c][code] for c, code in zip(columns, row, strict=True)) for row in self.codes.names[:, columns]
+        }
+        return np.array([tuple(row[columns]) in known for row in found.names], dtype=bool)
+
+
 def condition(process: Process, codes: Codes) -> tuple[Floats, Floats]:
     """Posterior mean and variance, noise included."""
     from scipy.linalg import solve_triangular
@@ -129,7 +151,7 @@ def condition(process: Process, codes: Codes) -> tuple[Floats, Floats]:
     return cross @ process.alpha, variance
 
 
-def fit_process(found: Features, target: Floats, logs: Floats, noise: Floats | None = None, spread: tuple[float, float] = (1.0, 1.0)) -> Process:
+def fit_process(found: Features, target: Floats, logs: Floats, noise: Floats | None = None, spread: tuple[float, float] = (1.0, 1.0), shrink: float = 1.0) -> Process:
     """Condition on ``target`` under given scales; ``noise`` defaults to the common one."""
     from scipy.linalg import cho_solve
 
@@ -139,7 +161,7 @@ def fit_process(found: Features, target: Floats, logs: Floats, noise: Floats | N
     noise = np.full(len(target), base) if noise is None else noise
     factor = np.linalg.cholesky(covariance(codes, codes, logs) + np.diag(noise + 1e-8))
     alpha = cho_solve((factor, True), target, check_finite=False)
-    return Process(codes, vocabulary, logs, target, noise, spread, factor, alpha)
+    return Process(codes, vocabulary, logs, target, noise, spread, shrink, factor, alpha)
 
 
 def negative_log_likelihood(logs: Floats, codes: Codes, target: Floats, extra: Floats) -> float:
@@ -166,5 +188,5 @@ def shipped() -> dict[str, Process]:
     out = {}
     for name in ("tpot", "ttft"):
         spread = (float(held[f"{name}_spread"][0]), float(held[f"{name}_spread"][1]))
-        out[name] = fit_process(found, held[f"{name}_target"].astype(np.float64), held[f"{name}_logs"], held[f"{name}_noise"].astype(np.float64), spread)
+        out[name] = fit_process(found, held[f"{name}_target"].astype(np.float64), held[f"{name}_logs"], held[f"{name}_noise"].astype(np.float64), spread, float(held[f"{name}_shrink"]))
     return out

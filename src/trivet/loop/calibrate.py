@@ -1,0 +1,188 @@
+"""Calibration of the kernel model from a folder of measured tables: fit, leave-one-family-out, spread; the shipped file.
+
+``calibrate_operators`` reproduces ``data/calibration/operators.npz`` bit for bit with the locked packages.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trivet.chip import residual
+from trivet.chip.kernels import KINDS
+from trivet.errors import TrivetError
+from trivet.loop.fit_operators import Parts, Recipe, Trained, assemble, take_apart, train
+from trivet.loop.operator_tables import Samples, load
+
+Floats = NDArray[np.float64]
+Z80 = 1.2815515655446004
+# Rows for each chip, engine, precision and kernel: enough to see every corner of the tables, few enough for minutes.
+ROWS = {"gemm": 800, "moe": 400, "prefill": 500, "decode": 500, "mla_prefill": 500, "mla_decode": 500, "scan": 400}
+RECIPES: dict[str, Recipe] = {kind: Recipe() for kind in KINDS}
+Progress = Callable[[str, float], None]
+
+
+@dataclass(frozen=True, eq=False)
+class Fit:
+    """A fitted kind, its samples and what it predicts for them: in the fit, and with their family left out."""
+
+    kind: residual.Kind
+    data: Samples
+    inside_s: Floats
+    outside_s: Floats
+    outside_sigma: Floats  # total log spread of a chip of an unseen family
+
+
+def predict(kind: residual.Kind, data: Samples, hide: bool = False) -> tuple[Floats, Floats, NDArray[Any]]:
+    """(seconds, shares [rows, 3], how each chip is known) of samples; ``hide`` forgets their chips and families."""
+    correction = residual.network(kind, data.x)
+    seconds, shares = np.zeros(len(data.seconds)), np.zeros((len(data.seconds), 3))
+    how = np.empty(len(data.seconds), "U12")
+    for key, rows in _groups(data):
+        chip, library, precision = key.split("|")
+        family = str(data.family[rows[0]])
+        point: Any = SimpleNamespace(name="" if hide else chip, family="" if hide else family)
+        offset, _, known, _ = residual.offsets(kind, point, library, precision, data.covariate[rows[0]])
+        value, a, b, c, _ = residual.combine(data.base[rows, 0], data.base[rows, 1], data.base[rows[0], 2], correction[rows] + offset)
+        seconds[rows], shares[rows] = value, np.column_stack([a, b, c])
+        how[rows] = known
+    return seconds, shares, how
+
+
+def _groups(data: Samples) -> list[tuple[str, NDArray[np.intp]]]:
+    names, inverse, _ = data.groups
+    order = np.argsort(inverse, kind="stable")
+    edges = np.searchsorted(inverse[order], np.arange(len(names) + 1))
+    return [(n, order[a:b]) for n, a, b in zip(names, edges[:-1], edges[1:], strict=True)]
+
+
+def _spread_between(trained: Trained, data: Samples, recipe: Recipe) -> tuple[Floats, Floats]:
+    """Log spread of the offsets of a left-out family, and of a left-out chip whose family is known, [3] each."""
+    names, _, first = data.groups
+    rows = dict(zip(names, first, strict=True))
+    family_of = {k: str(data.family[row]) for k, row in rows.items()}
+    chip_of = {k: k.split("|")[0] for k in names}
+    missed: dict[str, list[Floats]] = {"family": [], "chip": []}
+    for level, label_of in (("family", family_of), ("chip", chip_of)):
+        for label in sorted(set(label_of.values())):
+            out = frozenset(k for k in names if label_of[k] == label)
+            family = family_of[min(out)]
+            alone = len({chip_of[k] for k in names if family_of[k] == family}) == 1
+            if family == "battlemage" or (level == "chip" and alone) or len(out) == len(names):
+                continue
+            parts = take_apart(trained, data, recipe, without=out)
+            for key in sorted(out):
+                pair = key.split("|", 1)[1]
+                if pair in parts.group:
+                    believed = parts.group[pair] + (data.covariate[rows[key]] - parts.centre) @ parts.covariate
+                    believed = believed + parts.family.get(family_of[key], 0.0) * (level == "chip")
+                    missed[level].append(trained.offsets[key] - believed)
+    return np.clip(_scale(missed["family"]), 0.03, 0.6), np.clip(_scale(missed["chip"]), 0.03, 0.6)
+
+
+def _scale(missed: list[Floats]) -> Floats:
+    if not missed:
+        return np.full(3, 0.15)
+    return np.asarray(np.quantile(np.abs(np.array(missed)), 0.8, axis=0) / Z80)
+
+
+def _own_spread(error: Floats, shares: Floats, size: Floats, weight: Floats, factors: Floats) -> Floats:
+    """Coefficients of ``own_sigma``: an 80% quantile regression of the error, less what the factors explain."""
+    if len(error) > 20000:  # every so many rows: the form has five numbers
+        pick = np.linspace(0, len(error) - 1, 20000).astype(int)
+        error, shares, size, weight = error[pick], shares[pick], size[pick], weight[pick]
+    columns = residual.spread_columns(shares, size)
+    coefficients = np.zeros(columns.shape[1])
+    coefficients[0] = np.log(np.quantile(error, 0.8) + 1e-4)
+    rate = 0.02
+    for step in range(1500):  # pinball loss in log space by subgradient, on a fixed schedule
+        over = np.log(error + 1e-4) > columns @ coefficients
+        slope = columns.T @ (weight * (0.2 - over)) / weight.sum()
+        coefficients -= rate * (1.0 - step / 1600.0) * slope * 5.0
+    total = np.exp(columns @ coefficients) / Z80
+    own = np.sqrt(np.maximum(total**2 - ((shares * factors) ** 2).sum(1), (0.35 * total) ** 2))
+    design = columns * np.sqrt(weight)[:, None]
+    fitted = np.linalg.solve(design.T @ design + 1e-6 * np.eye(design.shape[1]), design.T @ (np.log(own) * np.sqrt(weight)))
+    return _conformal(fitted, columns, error, shares, weight, factors)
+
+
+def _conformal(fitted: Floats, columns: Floats, error: Floats, shares: Floats, weight: Floats, factors: Floats) -> Floats:
+    """Shift the own spread until exactly 80% of the (weighted) errors lie inside the interval."""
+    common = ((shares * factors) ** 2).sum(1)
+    low, high = -3.0, 3.0
+    for _ in range(50):
+        middle = 0.5 * (low + high)
+        own = np.exp(np.clip(columns @ fitted + middle, -4.5, 0.5))
+        inside = np.average(error <= Z80 * np.sqrt(own**2 + common), weights=weight)
+        low, high = (middle, high) if inside < 0.8 else (low, middle)
+    fitted = fitted.copy()
+    fitted[0] += 0.5 * (low + high)
+    return fitted
+
+
+def fit_kind(data: Samples, recipe: Recipe, seed: int = 0, progress: Progress | None = None) -> Fit:
+    """Fit one kind, predict every row with its family left out, and calibrate the spread on that."""
+    from trivet.loop.fit_operators import weights_of
+
+    families = [str(f) for f in np.unique(data.family)]
+
+    def told(done: float) -> None:
+        if progress is not None:
+            progress(data.kind, done / (1 + len(families)))
+
+    trained = train(data, recipe, seed)
+    told(1)
+    parts = take_apart(trained, data, recipe)
+    new, near = _spread_between(trained, data, recipe)
+    kind = assemble(trained, parts, data.precisions, new, near)
+    outside, shares = np.zeros(len(data.seconds)), np.zeros((len(data.seconds), 3))
+    for index, family in enumerate(families):
+        out = data.family == family
+        rest = data.take(~out)
+        other = train(rest, recipe, seed)
+        apart: Parts = take_apart(other, rest, recipe)
+        left = assemble(other, apart, data.precisions, new, near)
+        outside[out], shares[out], _ = predict(left, data.take(out))
+        told(2 + index)
+    inside, inside_shares, _ = predict(kind, data)
+    weight = weights_of(data)
+    floor = data.base[:, 2]
+    usual = data.family != "battlemage"
+    error = np.abs(np.log(data.seconds / outside))
+    far = _own_spread(error[usual], shares[usual], np.log(outside / floor)[usual], weight[usual], new)
+    near_error = np.abs(np.log(data.seconds / inside))
+    close = _own_spread(near_error, inside_shares, np.log(inside / floor), weight, np.full(3, 0.03))
+    kind = replace(kind, spread=np.vstack([close, far]))
+    own = residual.own_sigma(kind, shares, np.log(outside / floor), "new")
+    return Fit(kind, data, inside, outside, np.sqrt(own**2 + ((shares * new) ** 2).sum(1)))
+
+
+def calibrate_operators(
+    folder: Path, kinds: tuple[str, ...] = KINDS, rows: int = 0, seed: int = 0, progress: Progress | None = None
+) -> dict[str, Fit]:
+    """Fit every kind from the tables in ``folder``; ``rows`` a group overrides the usual sample."""
+    return {kind: fit_kind(load(folder, kind, rows or ROWS[kind]), RECIPES[kind], seed, progress) for kind in kinds}
+
+
+def chosen_kinds(text: str) -> tuple[str, ...]:
+    """Kinds of a comma-separated list, all when empty; raises TrivetError for one that is unknown."""
+    wanted = tuple(k.strip() for k in text.split(",") if k.strip()) or KINDS
+    for kind in wanted:
+        if kind not in KINDS:
+            raise TrivetError(f"unknown kind {kind!r}", field="kinds", allowed=KINDS)
+    return wanted
+
+
+def write_coefficients(fits: dict[str, Fit], path: Path) -> None:
+    """The ``npz`` that ``trivet.chip.residual`` reads; whole or not at all."""
+    arrays = residual.pack({name: fit.kind for name, fit in fits.items()})
+    temporary = path.with_name(path.name + ".partial")
+    with temporary.open("wb") as stream:
+        np.savez_compressed(stream, **arrays)
+    temporary.replace(path)
