@@ -12,7 +12,7 @@ from trivet.chip.variant import compose, ported, vary
 from trivet.errors import DoesNotFit, TrivetError
 from trivet.loop.codesign import Study, best, doubts, sensitivities, used
 from trivet.loop.codesign_check import check, place
-from trivet.loop.codesign_demand import MAX_LOAD, Price, choices, demand, rate
+from trivet.loop.codesign_demand import MAX_LOAD, Price, demand, rate
 from trivet.loop.codesign_result import CodesignRequest, run_codesign
 from trivet.model.config import read
 

@@ -106,12 +106,16 @@ def settle(base: Chip, changed: Chip, keep_power: bool = False) -> Chip:
 
 
 def full_use_w(chip: Chip, energies_of: Chip) -> float:
-    """Watts of arithmetic, a third of the memory rate and links at full use, at the energies of another chip."""
+    """Watts of arithmetic, a third of the memory rate and links at full use, at the energies of another chip.
+
+    A higher clock takes a higher voltage: energy grows with its square, about with the clock.
+    """
     peak = chip.get("peak_flops_bf16") or chip.get("peak_flops_fp16") or 0.0
     memory = 0.35 * (chip.get("memory_bandwidth_bytes_per_s") or 0.0) * byte_j(energies_of).value
     links = (chip.get("link_bandwidth_bytes_per_s") or 0.0) * _LINK_W_PER_BYTE_PER_S
     leakage = 0.04 * silicon.area_mm2(chip).value
-    return peak * flop_j(energies_of).value + memory + links + leakage
+    voltage = (chip.get("clock_hz") or 1.0) / (energies_of.get("clock_hz") or 1.0)
+    return peak * flop_j(energies_of).value * voltage + memory + links + leakage
 
 
 def scaled(fact: Fact, factor: float, note: str) -> Fact:

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+WIDE, PIPE_WIDTH = 100, 150  # columns: from where on drivers are shown; what a file or pipe gets
 METRICS = {"cost": "cost per token", "energy": "energy per token", "cards": "cards for the demand"}
 PARAMETERS = {
-    "matrix": "matrix peak, all formats", "vector": "vector peak", "memory_bandwidth": "memory bandwidth (pin rate)",
+    "matrix": "matrix peak, all formats", "clock": "clock",
+    "vector": "vector peak", "memory_bandwidth": "memory bandwidth (pin rate)",
     "memory_capacity": "memory capacity", "memory_stacks": "memory stacks", "cache": "last-level cache",
     "links": "scale-up links",
     "launch": "launch floor (shorter)", "host_launch": "host launch (shorter)", "power_limit": "power limit",
@@ -19,10 +21,12 @@ _CHANGES = {
 
 def terminal(result: Mapping[str, Any], folder: str) -> None:
     """Print the study."""
+    import sys
+
     from rich.console import Console
     from rich.table import Table
 
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else PIPE_WIDTH)
     workloads = [w["name"] for w in result["workloads"]]
     console.print(f"[bold]{result['title']}[/] under: {result['demand']}")
     table = Table(box=None, pad_edge=False, title="as it is", title_justify="left", title_style="dim")
@@ -38,19 +42,19 @@ def terminal(result: Mapping[str, Any], folder: str) -> None:
     console.print(table)
     for metric, words in METRICS.items():
         table = Table(box=None, pad_edge=False, title_justify="left", title_style="dim")
-        table.title = (
-            f"what {result['step_percent']:g}% more does to {words}, per cent (80% interval over the whole demand)"
-        )
-        table.add_column("parameter")
+        table.title = f"{result['step_percent']:g}% more: change of {words}, %"
+        table.add_column("parameter", no_wrap=True)
         for name in (*workloads, "all"):
-            table.add_column(name, justify="right")
-        table.add_column("interval", justify="right")
-        table.add_column("driven by")
+            table.add_column(name.replace("-", "\n"), justify="right", no_wrap=True)
+        table.add_column("80% of all", justify="right", no_wrap=True)
+        if console.width >= WIDE:
+            table.add_column("driven by")
         for parameter in result["ranking"][metric]:
             rows = {s["workload"]: s for s in _of(result, parameter, metric)}
             whole = rows["all"]
             cells = [f"{rows[name]['percent']:+.1f}" for name in (*workloads, "all")]
-            table.add_row(parameter, *cells, f"{whole['lo']:+.1f} to {whole['hi']:+.1f}", whole["driver"])
+            more = [whole["driver"]] if console.width >= WIDE else []
+            table.add_row(parameter, *cells, f"{whole['lo']:+.1f} to {whole['hi']:+.1f}", *more)
         console.print(table)
     _print_best(console, result)
     for placed in result["placed"]:
