@@ -86,7 +86,8 @@ def llama4_text(f: Fields) -> Blueprint:
 
 def llama4(f: Fields) -> Blueprint:
     """Llama 4's text model (``Llama4ForCausalLM``), which is what the published counts are of."""
-    f.get("vision_config", None)
+    for field in ("vision_config", "tie_word_embeddings"):
+        f.get(field, None)
     text = f.sub("text_config", "llama4_text")
     blueprint = llama4_text(text)
     blueprint.notes.append("the text model alone is counted")

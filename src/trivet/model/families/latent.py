@@ -98,7 +98,7 @@ def deepseek_v32(f: Fields) -> Blueprint:
     _not_structural(f)
     sparse, experts = sparse_indices(f), deepseek_experts(f)
     plain = dense(f)
-    f.expect("mlp_bias", False)
+    f.get("mlp_bias", None)  # the class builds none
     blueprint = decoder(
         f,
         mixer=m,
@@ -135,7 +135,7 @@ def glm_moe_dsa(f: Fields) -> Blueprint:
     sharing = replace(m, index_heads=0, index_head_dim=0)
     sparse, experts = sparse_indices(f), deepseek_experts(f)
     plain = dense(f)
-    f.expect("mlp_bias", False)
+    f.get("mlp_bias", None)  # the class builds none
     bias = latent_bias(f, m)
     blueprint = decoder(
         f,

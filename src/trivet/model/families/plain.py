@@ -37,6 +37,7 @@ class Style:
     head_dim_from_hidden: bool = False
     tied: bool | None = None
     extra: int = 0  # further parameters of a block
+    ignored: tuple[str, ...] = ()  # fields of the class that change no shape
     window: Callable[[Fields, int], str] | None = None
 
 
@@ -87,6 +88,8 @@ def read_style(
     if kind == "head":
         base = replace(base, qk_norm=True)
     extra = 0 if kind == "head" else qk_norm_size(kind, base)
+    for field in style.ignored:
+        f.get(field, None)
     layers = f.positive("num_hidden_layers")
     width = f.optional("sliding_window")
     rule = style.window
@@ -162,7 +165,14 @@ STYLES: dict[str, Style] = {
     "gpt-sw3": replace(_GPT, intermediate="n_inner"),
     "gpt_neo": replace(_GPT, qkv_bias=False),
     "gpt_neox": Style(
-        "attention_bias", "attention_bias", True, gated=False, norm="layer", kv_heads=-1, head_dim_from_hidden=True
+        "attention_bias",
+        "attention_bias",
+        True,
+        gated=False,
+        norm="layer",
+        ignored=("use_parallel_residual",),
+        kv_heads=-1,
+        head_dim_from_hidden=True,
     ),
     "gptj": Style(
         False,
@@ -200,7 +210,7 @@ STYLES: dict[str, Style] = {
     "exaone4": Style(qk_norm="head", window=_every("sliding_window_pattern", 4)),
     "glm": Style("attention_bias"),
     "glm4": Style("attention_bias", norms=4),
-    "smollm3": _LLAMA,
+    "smollm3": replace(_LLAMA, ignored=("no_rope_layer_interval", "use_sliding_window")),
     "granite": _LLAMA,
     "nemotron": Style("attention_bias", "attention_bias", "mlp_bias", gated=False, norm="layer"),
     "persimmon": Style(

@@ -42,7 +42,7 @@ def deepseek_v4(f: Fields) -> Blueprint:
         "heavily_compressed_attention": 128,
         **(f.get("compress_rates", None) or {}),
     }
-    f.expect("attention_bias", False)
+    f.get("attention_bias", None)  # the class builds none
     f.expect("mlp_bias", False)
     f.expect("num_key_value_heads", 1)
     f.expect("n_shared_experts", 1)

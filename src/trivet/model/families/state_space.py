@@ -428,7 +428,7 @@ def bailing_hybrid(f: Fields) -> Blueprint:
         shared_intermediate=width * f.optional("n_shared_experts"),
     )
     plain, bias = dense(f), latent_bias(f, full)
-    _ignore(f, "num_key_value_heads", "kda_lower_bound", "kda_safe_gate")
+    _ignore(f, "num_key_value_heads", "kda_lower_bound", "kda_safe_gate", "tie_word_embeddings")
     blueprint = decoder(
         f,
         mixer=lambda i: full if kinds[i] == "full_attention" else scan,
