@@ -18,14 +18,20 @@ from trivet.cloud.training.step import train_step
 from trivet.errors import DoesNotFit, TrivetError
 from trivet.interop import training_launch
 from trivet.interop.yaml_files import read_yaml
-from trivet.loop import training_plan, training_scenario, training_space
+from trivet.loop import training_plan, training_scenario, training_space, training_summary
 from trivet.loop.training_plan import Campaign, plan, search
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples" / "training"
 
 
 def small(**changes: object) -> Campaign:
-    base: dict[str, object] = {"architecture": architecture("LLAMA3_8B"), "chip": chip("h100"), "chips": 64, "tokens": 1e12, "batch_tokens": 2e6}
+    base: dict[str, object] = {
+        "architecture": architecture("LLAMA3_8B"),
+        "chip": chip("h100"),
+        "chips": 64,
+        "tokens": 1e12,
+        "batch_tokens": 2e6,
+    }
     return Campaign(**{**base, **changes})  # type: ignore[arg-type]
 
 
@@ -45,14 +51,17 @@ def test_the_search_finds_what_brute_force_finds() -> None:
             if result.peak.total <= result.capacity_bytes * training_plan.MEMORY_MARGIN:
                 everything.append(result.tokens_per_s_per_chip * job.split.chips)
     assert best[0].tokens_per_s == pytest.approx(max(everything))
-    assert considered > 100 and rejected["memory"] > 0
+    assert considered > 100
+    assert rejected["memory"] > 0
 
 
 def test_totals_follow_from_the_rate() -> None:
     p = plan(small())
     assert p.days.value == pytest.approx(1e12 / (p.tokens_per_s.value * p.goodput.share.value) / 86400)
-    assert p.usd.value > 0 and p.energy_kwh.value > 0 and p.days.lo < p.days.value < p.days.hi
-    summary = json.loads(json.dumps(training_plan.summary(p), allow_nan=False))
+    assert p.usd.value > 0
+    assert p.energy_kwh.value > 0
+    assert p.days.lo < p.days.value < p.days.hi
+    summary = json.loads(json.dumps(training_summary.summary(p), allow_nan=False))
     assert summary["days"]["driver"] == summary["driver"] in p.days.spread
 
 
@@ -84,22 +93,47 @@ def space() -> training_space.Space:
 
 def test_calculons_space_for_gpt3_on_4096_chips_has_its_size() -> None:
     whole = training_space.Space(architecture("gpt3-175b"), chip("a100-80gb"), 4096, 4096, 2048)
-    count = sum(int(training_space.valid(tp, pp, dp).sum()) * len(micro) for tp, pp, dp, _, micro in training_space.outer(whole))
+    count = sum(
+        int(training_space.valid(tp, pp, dp).sum()) * len(micro) for tp, pp, dp, _, micro in training_space.outer(whole)
+    )
     assert count == 7_126_368
 
 
-@pytest.mark.parametrize(("tp", "pp", "dp", "vp", "micro"), [(8, 4, 2, 1, 1), (8, 4, 2, 5, 2), (8, 1, 8, 1, 1), (8, 8, 1, 1, 2)])
+@pytest.mark.parametrize(
+    ("tp", "pp", "dp", "vp", "micro"), [(8, 4, 2, 1, 1), (8, 4, 2, 5, 2), (8, 1, 8, 1, 1), (8, 8, 1, 1, 2)]
+)
 @pytest.mark.parametrize("recompute", ["none", "full", "attn_only"])
-def test_the_grid_agrees_with_train_step(space: training_space.Space, tp: int, pp: int, dp: int, vp: int, micro: int, recompute: str) -> None:
+def test_the_grid_agrees_with_train_step(
+    space: training_space.Space, tp: int, pp: int, dp: int, vp: int, micro: int, recompute: str
+) -> None:
     terms = training_space._Terms(space, shipped())
     step, memory_bytes, _ = training_space.evaluate(terms, tp, pp, dp, vp, micro)
     cell = dict.fromkeys(training_space.AXES, 0)
-    overlap = {"dp_overlap": int(dp > 1), "tp_overlap": 1, "sharded": int(dp > 1), "pp_net": int(pp > 1), "dp_net": int(dp > 1)}
-    cell |= {"recompute": training_space.RECOMPUTE.index(recompute), "comm": 2, "redo": int(recompute != "full"), **overlap}
+    overlap = {
+        "dp_overlap": int(dp > 1),
+        "tp_overlap": 1,
+        "sharded": int(dp > 1),
+        "pp_net": int(pp > 1),
+        "dp_net": int(dp > 1),
+    }
+    cell |= {
+        "recompute": training_space.RECOMPUTE.index(recompute),
+        "comm": 2,
+        "redo": int(recompute != "full"),
+        **overlap,
+    }
     index = tuple(cell.values())
     job = TrainingJob(
-        space.architecture, space.chip, Split(tp=tp, pp=pp, dp=dp, vp=vp), 2048, 64, micro, "bf16", {"attn_only": "selective"}.get(recompute, recompute),
-        overlap=Overlap(), zero=1 if dp > 1 else 0,
+        space.architecture,
+        space.chip,
+        Split(tp=tp, pp=pp, dp=dp, vp=vp),
+        2048,
+        64,
+        micro,
+        "bf16",
+        {"attn_only": "selective"}.get(recompute, recompute),
+        overlap=Overlap(),
+        zero=1 if dp > 1 else 0,
     )
     result = train_step(job)
     # the grid gathers inputs again only where asked; with full recompute it never does
@@ -117,9 +151,12 @@ def test_the_best_of_the_grid_is_the_best_of_every_cell(space: training_space.Sp
             step, chip_bytes, host_bytes = training_space.evaluate(terms, tp, pp, dp, vp, micro)
             ok = training_space.valid(tp, pp, dp)
             cells += int(ok.sum())
-            for at in np.argwhere(ok & np.isfinite(step))[:: 37]:
+            for at in np.argwhere(ok & np.isfinite(step))[::37]:
                 cell = tuple(at)
-                if np.broadcast_to(chip_bytes, step.shape)[cell] <= capacity and np.broadcast_to(host_bytes, step.shape)[cell] <= space.host_memory_bytes:
+                if (
+                    np.broadcast_to(chip_bytes, step.shape)[cell] <= capacity
+                    and np.broadcast_to(host_bytes, step.shape)[cell] <= space.host_memory_bytes
+                ):
                     best = max(best, (space.max_batch // dp * dp) / step[cell])
     assert cells == found.configurations
     assert best <= found.samples_per_s
@@ -150,28 +187,58 @@ def test_a_scenario_with_a_wrong_key_is_refused() -> None:
 
 def test_launch_lines_carry_the_split() -> None:
     job = TrainingJob(
-        architecture("Qwen/Qwen3-235B-A22B"), chip("h100"), Split(tp=2, pp=8, dp=16, ep=32, vp=4), 4096, 8192, 1, "fp8", recompute="selective",
+        architecture("Qwen/Qwen3-235B-A22B"),
+        chip("h100"),
+        Split(tp=2, pp=8, dp=16, ep=32, vp=4),
+        4096,
+        8192,
+        1,
+        "fp8",
+        recompute="selective",
     )
     line = training_launch.megatron_lm(job, 36e12)
     for part in (
-        "--nnodes=32", "--nproc-per-node=8", "--tensor-model-parallel-size 2", "--pipeline-model-parallel-size 8", "--expert-model-parallel-size 32",
-        "--num-experts 128", "--moe-router-topk 8", "--sequence-parallel", "--use-distributed-optimizer", "--fp8-format hybrid",
-        "--account-for-embedding-in-pipeline-split", "--recompute-granularity selective", f"--train-iters {math.ceil(36e12 / 8192 / 4096)}",
+        "--nnodes=32",
+        "--nproc-per-node=8",
+        "--tensor-model-parallel-size 2",
+        "--pipeline-model-parallel-size 8",
+        "--expert-model-parallel-size 32",
+        "--num-experts 128",
+        "--moe-router-topk 8",
+        "--sequence-parallel",
+        "--use-distributed-optimizer",
+        "--fp8-format hybrid",
+        "--account-for-embedding-in-pipeline-split",
+        "--recompute-granularity selective",
+        f"--train-iters {math.ceil(36e12 / 8192 / 4096)}",
     ):
         assert part in line, part
     bridge = training_launch.megatron_bridge(job)
-    assert "model.virtual_pipeline_model_parallel_size=4" in bridge and "mixed_precision=bf16_with_fp8_current_scaling_mixed" in bridge
+    assert "model.virtual_pipeline_model_parallel_size=4" in bridge
+    assert "mixed_precision=bf16_with_fp8_current_scaling_mixed" in bridge
     assert "fsdp" not in training_launch.launch(job)
 
 
 def test_fsdp_and_deepspeed_settings() -> None:
     job = TrainingJob(
-        architecture("MPT-7b"), chip("a100-80gb"), Split(dp=64), 2048, 512, 4, framework="fsdp", zero=3, shard_group=8, recompute="full", offload_optimizer="cpu",
+        architecture("MPT-7b"),
+        chip("a100-80gb"),
+        Split(dp=64),
+        2048,
+        512,
+        4,
+        framework="fsdp",
+        zero=3,
+        shard_group=8,
+        recompute="full",
+        offload_optimizer="cpu",
     )
     fsdp = training_launch.fsdp_config(job)
-    assert fsdp["fsdp_config"]["sharding_strategy"] == "HYBRID_SHARD" and fsdp["device_train_microbatch_size"] == 4
+    assert fsdp["fsdp_config"]["sharding_strategy"] == "HYBRID_SHARD"
+    assert fsdp["device_train_microbatch_size"] == 4
     deep = training_launch.deepspeed_config(job)
-    assert deep["gradient_accumulation_steps"] == 2 and deep["zero_optimization"]["offload_optimizer"]["device"] == "cpu"
+    assert deep["gradient_accumulation_steps"] == 2
+    assert deep["zero_optimization"]["offload_optimizer"]["device"] == "cpu"
 
 
 def test_a_schedule_that_megatron_lacks_is_said() -> None:
@@ -191,6 +258,20 @@ def test_the_timeline_opens_in_perfetto_and_ends_with_the_step() -> None:
 
 
 def test_checkpoint_choices_change_the_days() -> None:
-    quick = plan(small(chips=4096, batch_tokens=16e6, run=RunPlan("memory", recovery="managed"), fixed={"tp": 1, "pp": 1, "micro_batch": 1}))
-    slow = plan(small(chips=4096, batch_tokens=16e6, run=RunPlan("sync", "object_store", recovery="plain"), fixed={"tp": 1, "pp": 1, "micro_batch": 1}))
+    quick = plan(
+        small(
+            chips=4096,
+            batch_tokens=16e6,
+            run=RunPlan("memory", recovery="managed"),
+            fixed={"tp": 1, "pp": 1, "micro_batch": 1},
+        )
+    )
+    slow = plan(
+        small(
+            chips=4096,
+            batch_tokens=16e6,
+            run=RunPlan("sync", "object_store", recovery="plain"),
+            fixed={"tp": 1, "pp": 1, "micro_batch": 1},
+        )
+    )
     assert slow.days.value > 1.02 * quick.days.value

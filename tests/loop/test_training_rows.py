@@ -16,21 +16,43 @@ from trivet.loop import calibrate_training, predict_training, validate_training
 from trivet.loop.predict_training import parse, predict, read_rows
 
 ROW = {
-    "id": "x", "source": "a table", "chip": "h100_80gb", "num_chips": "64", "model": "LLAMA3_70B", "seq_len": "8192", "precision": "FP8",
-    "global_batch": "256", "micro_batch": "1", "tp": "4", "pp": "8.0", "cp": "1", "vp": "5", "ep": "n/a", "task": "pre-training",
+    "id": "x",
+    "source": "a table",
+    "chip": "h100_80gb",
+    "num_chips": "64",
+    "model": "LLAMA3_70B",
+    "seq_len": "8192",
+    "precision": "FP8",
+    "global_batch": "256",
+    "micro_batch": "1",
+    "tp": "4",
+    "pp": "8.0",
+    "cp": "1",
+    "vp": "5",
+    "ep": "n/a",
+    "task": "pre-training",
 }
 
 
 def test_cells_read_as_people_write_them() -> None:
     job = parse(ROW).job
     assert (job.split.tp, job.split.pp, job.split.vp, job.split.dp, job.split.ep) == (4, 8, 5, 2, 1)
-    assert job.precision == "fp8" and job.chip.name == "h100" and job.zero == 1
-    assert parse({"id": "1", "chip": "a100_80gb", "num_chips": "8", "model": "MPT-7b", "sharding": "FULL_SHARD"}).job.zero == 3
+    assert job.precision == "fp8"
+    assert job.chip.name == "h100"
+    assert job.zero == 1
+    assert (
+        parse({"id": "1", "chip": "a100_80gb", "num_chips": "8", "model": "MPT-7b", "sharding": "FULL_SHARD"}).job.zero
+        == 3
+    )
 
 
 @pytest.mark.parametrize(
     ("column", "value", "note"),
-    [("precision", "quantum", "precision"), ("sharding", "SOMEHOW", "sharding"), ("recompute", "sometimes", "recompute")],
+    [
+        ("precision", "quantum", "precision"),
+        ("sharding", "SOMEHOW", "sharding"),
+        ("recompute", "sometimes", "recompute"),
+    ],
 )
 def test_unknown_free_text_takes_the_default_and_says_so(column: str, value: str, note: str) -> None:
     found = parse({**ROW, column: value})
@@ -40,25 +62,40 @@ def test_unknown_free_text_takes_the_default_and_says_so(column: str, value: str
 
 @pytest.mark.parametrize(
     ("column", "value", "word"),
-    [("chip", "abacus", "chip"), ("model", "mystery", "model"), ("num_chips", "10", "num_chips"), ("tp", "two", "tp"), ("tp", "0", "tp"), ("tp", "-4", "tp")],
+    [
+        ("chip", "abacus", "chip"),
+        ("model", "mystery", "model"),
+        ("num_chips", "10", "num_chips"),
+        ("tp", "two", "tp"),
+        ("tp", "0", "tp"),
+        ("tp", "-4", "tp"),
+    ],
 )
 def test_a_row_that_cannot_be_predicted_says_why_and_the_others_go_on(column: str, value: str, word: str) -> None:
     bad, good = predict([{**ROW, column: value}, ROW])
-    assert bad.result is None and word in bad.error
-    assert good.result is not None and not good.error
+    assert bad.result is None
+    assert word in bad.error
+    assert good.result is not None
+    assert not good.error
 
 
 def test_the_answer_file_has_its_columns_and_ordered_intervals() -> None:
     lines = list(csv.DictReader(io.StringIO(predict_training.csv_text(predict([ROW, {**ROW, "chip": "?"}])))))
     assert tuple(lines[0]) == predict_training.COLUMNS_OUT
-    assert float(lines[0]["tokens_per_s_per_chip_lo"]) < float(lines[0]["tokens_per_s_per_chip"]) < float(lines[0]["tokens_per_s_per_chip_hi"])
-    assert lines[1]["tokens_per_s_per_chip"] == "" and lines[1]["error"]
+    assert (
+        float(lines[0]["tokens_per_s_per_chip_lo"])
+        < float(lines[0]["tokens_per_s_per_chip"])
+        < float(lines[0]["tokens_per_s_per_chip_hi"])
+    )
+    assert lines[1]["tokens_per_s_per_chip"] == ""
+    assert lines[1]["error"]
 
 
 def test_recompute_that_is_not_given_is_the_least_that_fits() -> None:
     assert parse(ROW).job.recompute == "none"
     tight = parse({**ROW, "micro_batch": "4"})
-    assert tight.job.recompute != "none" and train_step(tight.job).fits
+    assert tight.job.recompute != "none"
+    assert train_step(tight.job).fits
     assert any("recompute" in n for n in tight.notes)
 
 
@@ -91,7 +128,9 @@ def test_every_row_that_ran_is_predicted_and_fits(measured: list[dict[str, str]]
 def test_shipped_constants_hold_their_error_and_cover(measured: list[dict[str, str]]) -> None:
     checked, failed = validate_training.check(measured, "nothing")
     summary = validate_training.summarise(checked)["all"]
-    assert not failed and summary["median_error"] < 0.05 and summary["p90_error"] < 0.15
+    assert not failed
+    assert summary["median_error"] < 0.05
+    assert summary["p90_error"] < 0.15
 
 
 def test_a_model_left_out_is_predicted_within_the_bar(measured: list[dict[str, str]]) -> None:

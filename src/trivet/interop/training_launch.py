@@ -19,6 +19,8 @@ from trivet.cloud.training.step import StepResult
 from trivet.errors import Unsupported
 from trivet.model.architecture import Architecture
 
+_RENDEZVOUS = "--rdzv-backend=c10d --rdzv-endpoint=$MASTER_ADDR:29500 --rdzv-id=$JOB_ID"
+
 
 def servers(job: TrainingJob) -> tuple[int, int]:
     """(servers, processes a server) of a job."""
@@ -30,8 +32,13 @@ def torchrun(job: TrainingJob, script: str, arguments: list[str]) -> str:
     """One ``torchrun`` line, the same on every server; the rendezvous host is the first one."""
     nodes, each = servers(job)
     head = [
-        "torchrun", f"--nnodes={nodes}", f"--nproc-per-node={each}", "--rdzv-backend=c10d", "--rdzv-endpoint=$MASTER_ADDR:29500",
-        "--rdzv-id=$JOB_ID", script,
+        "torchrun",
+        f"--nnodes={nodes}",
+        f"--nproc-per-node={each}",
+        "--rdzv-backend=c10d",
+        "--rdzv-endpoint=$MASTER_ADDR:29500",
+        "--rdzv-id=$JOB_ID",
+        script,
     ]
     return " ".join(head) + "".join(f" \\\n  {' '.join(part)}" for part in _pairs(arguments))
 
@@ -56,9 +63,20 @@ def megatron_arguments(job: TrainingJob, tokens: float = 0.0) -> list[str]:
     if split.pipeline not in ("1f1b", "interleaved"):
         raise Unsupported(f"Megatron-LM has no {split.pipeline} schedule", field="schedule")
     found = [
-        "--tensor-model-parallel-size", str(split.tp), "--pipeline-model-parallel-size", str(split.pp),
-        "--context-parallel-size", str(split.cp), "--micro-batch-size", str(job.micro_batch), "--global-batch-size", str(job.global_batch),
-        "--seq-length", str(job.seq_len), "--max-position-embeddings", str(max(job.seq_len, arch.max_context)),
+        "--tensor-model-parallel-size",
+        str(split.tp),
+        "--pipeline-model-parallel-size",
+        str(split.pp),
+        "--context-parallel-size",
+        str(split.cp),
+        "--micro-batch-size",
+        str(job.micro_batch),
+        "--global-batch-size",
+        str(job.global_batch),
+        "--seq-length",
+        str(job.seq_len),
+        "--max-position-embeddings",
+        str(max(job.seq_len, arch.max_context)),
     ]
     if tokens:
         found += ["--train-iters", str(math.ceil(tokens / job.tokens_per_step))]
@@ -66,16 +84,25 @@ def megatron_arguments(job: TrainingJob, tokens: float = 0.0) -> list[str]:
         found += _virtual(job)
     elif split.pp > 1 and arch.num_layers % split.pp:
         counts = stage_layers(job)
-        found += ["--decoder-first-pipeline-num-layers", str(counts[0]), "--decoder-last-pipeline-num-layers", str(counts[-1])]
+        found += [
+            "--decoder-first-pipeline-num-layers",
+            str(counts[0]),
+            "--decoder-last-pipeline-num-layers",
+            str(counts[-1]),
+        ]
     if split.sequence_parallel and split.tp > 1:
         found += ["--sequence-parallel"]
     if split.cp > 1:
         found += ["--cp-comm-type", {"ring": "p2p", "all_gather": "allgather", "ulysses": "a2a"}[split.cp_kind]]
     found += _model(arch)
     found += _experts(job)
-    found += {"bf16": ["--bf16"], "fp16": ["--fp16"], "fp8": ["--bf16", "--fp8-format", "hybrid", "--fp8-recipe", "tensorwise"],
-              "mxfp8": ["--bf16", "--fp8-format", "e4m3", "--fp8-recipe", "mxfp8"],
-              "nvfp4": ["--bf16", "--fp4-format", "e2m1", "--fp4-recipe", "nvfp4"]}.get(job.precision, [])
+    found += {
+        "bf16": ["--bf16"],
+        "fp16": ["--fp16"],
+        "fp8": ["--bf16", "--fp8-format", "hybrid", "--fp8-recipe", "tensorwise"],
+        "mxfp8": ["--bf16", "--fp8-format", "e4m3", "--fp8-recipe", "mxfp8"],
+        "nvfp4": ["--bf16", "--fp4-format", "e2m1", "--fp4-recipe", "nvfp4"],
+    }.get(job.precision, [])
     if job.zero == 3:
         found += ["--use-megatron-fsdp", "--data-parallel-sharding-strategy", "optim_grads_params"]
         if job.shard_group:
@@ -89,10 +116,18 @@ def megatron_arguments(job: TrainingJob, tokens: float = 0.0) -> list[str]:
     if split.tp > 1 and job.overlap.tp:
         found += ["--tp-comm-overlap"]
     if job.recompute == "full":
-        found += ["--recompute-granularity", "full", "--recompute-method", "block", "--recompute-num-layers",
-                  str(job.recompute_layers or math.ceil(arch.num_layers / split.pp / split.vp))]
+        found += [
+            "--recompute-granularity",
+            "full",
+            "--recompute-method",
+            "block",
+            "--recompute-num-layers",
+            str(job.recompute_layers or math.ceil(arch.num_layers / split.pp / split.vp)),
+        ]
     elif job.recompute == "selective":
-        modules = ["layernorm", "moe_act" if _moe(arch) else "mlp"] + (["mla_up_proj"] if any(x.mixer.kind == "mla" for x in arch.layers) else [])
+        modules = ["layernorm", "moe_act" if _moe(arch) else "mlp"] + (
+            ["mla_up_proj"] if any(x.mixer.kind == "mla" for x in arch.layers) else []
+        )
         found += ["--recompute-granularity", "selective", "--recompute-modules", *modules]
     if job.offload_optimizer:
         found += ["--optimizer-cpu-offload"]
@@ -126,8 +161,19 @@ def _model(arch: Architecture) -> list[str]:
         if mixer.qk_norm:
             found += ["--qk-layernorm"]
     elif mixer.kind == "mla":
-        found += ["--multi-latent-attention", "--num-attention-heads", str(mixer.heads), "--kv-lora-rank", str(mixer.kv_lora_rank),
-                  "--qk-head-dim", str(mixer.nope_head_dim), "--qk-pos-emb-head-dim", str(mixer.rope_head_dim), "--v-head-dim", str(mixer.v_head_dim)]
+        found += [
+            "--multi-latent-attention",
+            "--num-attention-heads",
+            str(mixer.heads),
+            "--kv-lora-rank",
+            str(mixer.kv_lora_rank),
+            "--qk-head-dim",
+            str(mixer.nope_head_dim),
+            "--qk-pos-emb-head-dim",
+            str(mixer.rope_head_dim),
+            "--v-head-dim",
+            str(mixer.v_head_dim),
+        ]
         if mixer.q_lora_rank:
             found += ["--q-lora-rank", str(mixer.q_lora_rank)]
     dense = next((x.feed_forward.intermediate for x in arch.layers if x.feed_forward.kind == "dense"), 0)
@@ -145,9 +191,20 @@ def _experts(job: TrainingJob) -> list[str]:
     if ffn is None:
         return []
     found = [
-        "--num-experts", str(ffn.experts), "--moe-router-topk", str(ffn.top_k), "--moe-ffn-hidden-size", str(ffn.expert_intermediate),
-        "--expert-model-parallel-size", str(job.split.ep), "--expert-tensor-parallel-size", str(job.split.etp), "--moe-grouped-gemm",
-        "--moe-token-dispatcher-type", "flex" if job.split.ep > 1 else "alltoall", "--moe-permute-fusion",
+        "--num-experts",
+        str(ffn.experts),
+        "--moe-router-topk",
+        str(ffn.top_k),
+        "--moe-ffn-hidden-size",
+        str(ffn.expert_intermediate),
+        "--expert-model-parallel-size",
+        str(job.split.ep),
+        "--expert-tensor-parallel-size",
+        str(job.split.etp),
+        "--moe-grouped-gemm",
+        "--moe-token-dispatcher-type",
+        "flex" if job.split.ep > 1 else "alltoall",
+        "--moe-permute-fusion",
     ]
     if ffn.shared_intermediate:
         found += ["--moe-shared-expert-intermediate-size", str(ffn.shared_intermediate)]
@@ -163,13 +220,25 @@ def megatron_bridge(job: TrainingJob, tokens: float = 0.0) -> str:
     """Overrides of a Megatron-Bridge recipe (``ConfigContainer`` fields, Hydra style), in a torchrun line."""
     split = job.split
     values: dict[str, Any] = {
-        "model.tensor_model_parallel_size": split.tp, "model.pipeline_model_parallel_size": split.pp, "model.context_parallel_size": split.cp,
-        "model.expert_model_parallel_size": split.ep, "model.expert_tensor_parallel_size": split.etp,
-        "model.sequence_parallel": split.sequence_parallel and split.tp > 1, "model.seq_length": job.seq_len,
-        "train.micro_batch_size": job.micro_batch, "train.global_batch_size": job.global_batch,
-        "ddp.use_distributed_optimizer": job.zero >= 1, "ddp.overlap_grad_reduce": job.overlap.dp, "ddp.overlap_param_gather": job.overlap.dp,
-        "mixed_precision": {"bf16": "bf16_mixed", "fp16": "fp16_mixed", "fp8": "bf16_with_fp8_current_scaling_mixed",
-                            "mxfp8": "bf16_with_mxfp8_mixed", "nvfp4": "bf16_with_nvfp4_mixed"}.get(job.precision, "bf16_mixed"),
+        "model.tensor_model_parallel_size": split.tp,
+        "model.pipeline_model_parallel_size": split.pp,
+        "model.context_parallel_size": split.cp,
+        "model.expert_model_parallel_size": split.ep,
+        "model.expert_tensor_parallel_size": split.etp,
+        "model.sequence_parallel": split.sequence_parallel and split.tp > 1,
+        "model.seq_length": job.seq_len,
+        "train.micro_batch_size": job.micro_batch,
+        "train.global_batch_size": job.global_batch,
+        "ddp.use_distributed_optimizer": job.zero >= 1,
+        "ddp.overlap_grad_reduce": job.overlap.dp,
+        "ddp.overlap_param_gather": job.overlap.dp,
+        "mixed_precision": {
+            "bf16": "bf16_mixed",
+            "fp16": "fp16_mixed",
+            "fp8": "bf16_with_fp8_current_scaling_mixed",
+            "mxfp8": "bf16_with_mxfp8_mixed",
+            "nvfp4": "bf16_with_nvfp4_mixed",
+        }.get(job.precision, "bf16_mixed"),
     }
     if split.vp > 1:
         values["model.virtual_pipeline_model_parallel_size"] = split.vp
@@ -178,23 +247,37 @@ def megatron_bridge(job: TrainingJob, tokens: float = 0.0) -> str:
     if job.recompute != "none":
         values["model.recompute_granularity"] = job.recompute
         if job.recompute == "full":
-            values |= {"model.recompute_method": "block", "model.recompute_num_layers": job.recompute_layers or math.ceil(job.architecture.num_layers / split.pp)}
+            values |= {
+                "model.recompute_method": "block",
+                "model.recompute_num_layers": job.recompute_layers or math.ceil(job.architecture.num_layers / split.pp),
+            }
     if split.tp > 1 and job.overlap.tp:
         values["comm_overlap.tp_comm_overlap"] = True
     nodes, each = servers(job)
-    head = f"torchrun --nnodes={nodes} --nproc-per-node={each} --rdzv-backend=c10d --rdzv-endpoint=$MASTER_ADDR:29500 --rdzv-id=$JOB_ID train.py"
+    head = f"torchrun --nnodes={nodes} --nproc-per-node={each} {_RENDEZVOUS} train.py"
     return head + "".join(f" \\\n  {key}={str(v).lower() if isinstance(v, bool) else v}" for key, v in values.items())
 
 
 def fsdp_config(job: TrainingJob) -> dict[str, Any]:
     """The ``fsdp_config`` and job keys that Composer / llm-foundry and ``accelerate`` read."""
-    strategy = {0: "NO_SHARD", 1: "SHARD_GRAD_OP", 2: "SHARD_GRAD_OP", 3: "HYBRID_SHARD" if job.shard_group else "FULL_SHARD"}[job.zero]
+    strategy = {
+        0: "NO_SHARD",
+        1: "SHARD_GRAD_OP",
+        2: "SHARD_GRAD_OP",
+        3: "HYBRID_SHARD" if job.shard_group else "FULL_SHARD",
+    }[job.zero]
     return {
-        "device_train_microbatch_size": job.micro_batch, "global_train_batch_size": job.global_batch, "max_seq_len": job.seq_len,
+        "device_train_microbatch_size": job.micro_batch,
+        "global_train_batch_size": job.global_batch,
+        "max_seq_len": job.seq_len,
         "precision": {"bf16": "amp_bf16", "fp8": "amp_fp8", "fp16": "amp_fp16"}.get(job.precision, "amp_bf16"),
         "fsdp_config": {
-            "sharding_strategy": strategy, "mixed_precision": "PURE", "activation_checkpointing": job.recompute == "full",
-            "activation_checkpointing_reentrant": False, "activation_cpu_offload": bool(job.offload_activations), "limit_all_gathers": True,
+            "sharding_strategy": strategy,
+            "mixed_precision": "PURE",
+            "activation_checkpointing": job.recompute == "full",
+            "activation_checkpointing_reentrant": False,
+            "activation_cpu_offload": bool(job.offload_activations),
+            "limit_all_gathers": True,
         },
     }
 
@@ -206,8 +289,12 @@ def deepspeed_config(job: TrainingJob) -> dict[str, Any]:
         if where:
             zero[key] = {"device": where, "pin_memory": True}
     return {
-        "train_batch_size": job.global_batch, "train_micro_batch_size_per_gpu": job.micro_batch, "gradient_accumulation_steps": job.micro_batches,
-        "bf16": {"enabled": job.precision != "fp16"}, "fp16": {"enabled": job.precision == "fp16"}, "zero_optimization": zero,
+        "train_batch_size": job.global_batch,
+        "train_micro_batch_size_per_gpu": job.micro_batch,
+        "gradient_accumulation_steps": job.micro_batches,
+        "bf16": {"enabled": job.precision != "fp16"},
+        "fp16": {"enabled": job.precision == "fp16"},
+        "zero_optimization": zero,
     }
 
 
@@ -240,26 +327,53 @@ def perfetto(job: TrainingJob, result: StepResult, *, most_micro_batches: int = 
     vp = split.vp if split.pipeline == "interleaved" and count % split.pp == 0 else 1
     kind = split.pipeline if split.pipeline != "dualpipe" and (split.pipeline != "interleaved" or vp > 1) else "1f1b"
     slots = schedule.timeline(
-        kind, vp, count, [r.forward for r in result.ranks], [r.inputs for r in result.ranks], [r.weights for r in result.ranks],
+        kind,
+        vp,
+        count,
+        [r.forward for r in result.ranks],
+        [r.inputs for r in result.ranks],
+        [r.weights for r in result.ranks],
     )
     names = {"F": "forward", "B": "backward", "W": "weights"}
     events: list[dict[str, Any]] = [
-        {"name": "thread_name", "ph": "M", "pid": 0, "tid": rank, "args": {"name": f"pipeline rank {rank}"}} for rank in range(split.pp)
+        {"name": "thread_name", "ph": "M", "pid": 0, "tid": rank, "args": {"name": f"pipeline rank {rank}"}}
+        for rank in range(split.pp)
     ]
     events += [
-        {"name": f"{names[s.kind]} {s.micro_batch}", "cat": names[s.kind], "ph": "X", "pid": 0, "tid": s.rank, "ts": round(s.start_s * 1e6, 3),
-         "dur": round((s.end_s - s.start_s) * 1e6, 3), "args": {"micro_batch": s.micro_batch, "virtual_stage": s.chunk}}
+        {
+            "name": f"{names[s.kind]} {s.micro_batch}",
+            "cat": names[s.kind],
+            "ph": "X",
+            "pid": 0,
+            "tid": s.rank,
+            "ts": round(s.start_s * 1e6, 3),
+            "dur": round((s.end_s - s.start_s) * 1e6, 3),
+            "args": {"micro_batch": s.micro_batch, "virtual_stage": s.chunk},
+        }
         for s in slots
     ]
     end = schedule.span_s(slots)
     for name in ("dp_s", "optimizer_s", "other_s"):
         length = result.breakdown[name] if name != "dp_s" or job.zero != 3 else 0.0
         if length > 0:
-            events += [{"name": name[:-2], "cat": name[:-2], "ph": "X", "pid": 0, "tid": rank, "ts": round(end * 1e6, 3), "dur": round(length * 1e6, 3)}
-                       for rank in range(split.pp)]
+            events += [
+                {
+                    "name": name[:-2],
+                    "cat": name[:-2],
+                    "ph": "X",
+                    "pid": 0,
+                    "tid": rank,
+                    "ts": round(end * 1e6, 3),
+                    "dur": round(length * 1e6, 3),
+                }
+                for rank in range(split.pp)
+            ]
             end += length
-    return {"traceEvents": events, "displayTimeUnit": "ms",
-            "otherData": {"schedule": kind, "micro_batches_shown": count, "micro_batches": job.micro_batches}}
+    return {
+        "traceEvents": events,
+        "displayTimeUnit": "ms",
+        "otherData": {"schedule": kind, "micro_batches_shown": count, "micro_batches": job.micro_batches},
+    }
 
 
 def timeline_text(job: TrainingJob, result: StepResult) -> str:

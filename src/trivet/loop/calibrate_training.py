@@ -21,12 +21,35 @@ Floats = NDArray[np.float64]
 
 # Constants that are fitted, with the spread of the prior around the default, in log. "a.b" is entry b of dict a.
 FITTED: dict[str, float] = {
-    "gemm.bf16": 0.15, "gemm.fp8": 0.15, "gemm.fp4": 0.15, "gemm_framework.fsdp": 0.15, "grouped": 0.4,
-    "attention_forward": 0.2, "attention_backward": 0.2, "attention_framework.fsdp-2023": 0.4, "attention_framework.fsdp-2023.hopper": 0.4,
-    "throttle.hopper": 0.1, "throttle.blackwell": 0.1, "scan": 0.6, "stream": 0.15, "stream_factor.fsdp": 0.5, "stream_factor.megatron": 0.4,
-    "cast_factor.fp8": 0.4, "cast_factor.mxfp8": 0.4, "cast_factor.nvfp4": 0.4,
-    "host_dense_s": 0.7, "host_expert_s": 0.7, "host_captured": 0.7, "host_grace": 0.3, "host_power": 0.3,
-    "exposed_tp": 0.6, "exposed_fsdp": 0.6, "exposed_pp": 0.6, "exposed_dp": 0.6, "drift": 1.0, "step_s": 0.7,
+    "gemm.bf16": 0.15,
+    "gemm.fp8": 0.15,
+    "gemm.fp4": 0.15,
+    "gemm_framework.fsdp": 0.15,
+    "grouped": 0.4,
+    "attention_forward": 0.2,
+    "attention_backward": 0.2,
+    "attention_framework.fsdp-2023": 0.4,
+    "attention_framework.fsdp-2023.hopper": 0.4,
+    "throttle.hopper": 0.1,
+    "throttle.blackwell": 0.1,
+    "scan": 0.6,
+    "stream": 0.15,
+    "stream_factor.fsdp": 0.5,
+    "stream_factor.megatron": 0.4,
+    "cast_factor.fp8": 0.4,
+    "cast_factor.mxfp8": 0.4,
+    "cast_factor.nvfp4": 0.4,
+    "host_dense_s": 0.7,
+    "host_expert_s": 0.7,
+    "host_captured": 0.7,
+    "host_grace": 0.3,
+    "host_power": 0.3,
+    "exposed_tp": 0.6,
+    "exposed_fsdp": 0.6,
+    "exposed_pp": 0.6,
+    "exposed_dp": 0.6,
+    "drift": 1.0,
+    "step_s": 0.7,
 }
 BOUNDED = {"grouped", "stream", "exposed_tp", "exposed_fsdp", "exposed_pp", "exposed_dp", "host_captured"}
 
@@ -53,11 +76,40 @@ def samples(rows: Sequence[Mapping[str, str | None]]) -> tuple[list[Sample], dic
             measured = text(row, "tokens_per_s_per_chip")
             if not measured:
                 raise TrivetError("no measured tokens_per_s_per_chip", field="tokens_per_s_per_chip")
-            key = tuple(text(row, c) for c in ("chip", "num_chips", "model", "seq_len", "precision", "global_batch", "micro_batch",
-                                               "tp", "pp", "cp", "vp", "ep", "sharding", "recompute", "task", "source", "params"))
+            key = tuple(
+                text(row, c)
+                for c in (
+                    "chip",
+                    "num_chips",
+                    "model",
+                    "seq_len",
+                    "precision",
+                    "global_batch",
+                    "micro_batch",
+                    "tp",
+                    "pp",
+                    "cp",
+                    "vp",
+                    "ep",
+                    "sharding",
+                    "recompute",
+                    "task",
+                    "source",
+                    "params",
+                )
+            )
             if key not in known:
                 known[key] = prepare(parsed.job)
-            found.append(Sample(parsed.id, text(row, "model"), parsed.job.chip.name, text(row, "source"), float(measured), known[key]))
+            found.append(
+                Sample(
+                    parsed.id,
+                    text(row, "model"),
+                    parsed.job.chip.name,
+                    text(row, "source"),
+                    float(measured),
+                    known[key],
+                )
+            )
         except TrivetError as error:
             failed[text(row, "id")] = str(error)
     return found, failed
@@ -119,16 +171,31 @@ def sustained(kernels_folder: Path) -> dict[str, dict[str, float]]:
         return product
 
     labels = {"bfloat16": "bf16", "fp8": "fp8", "fp8_block": "fp8", "nvfp4": "fp4", "sq": "int8"}
-    large = (pl.col("m") >= 8192) & (pl.col("n") >= 4096) & (pl.col("k") >= 4096) & pl.col("gemm_dtype").is_in(list(labels))
+    large = (
+        (pl.col("m") >= 8192) & (pl.col("n") >= 4096) & (pl.col("k") >= 4096) & pl.col("gemm_dtype").is_in(list(labels))
+    )
     products = pl.scan_parquet(kernels_folder / "gemm.parquet").filter(large)
-    products = products.with_columns(pl.col("gemm_dtype").replace_strict(labels).alias("math"), (2e3 * wide("m", "n", "k") / pl.col("latency")).alias("rate"))
-    shape = (pl.col("isl") >= 4096) & (pl.col("head_dim") == 128) & (pl.col("step") == 0) & (pl.col("kv_cache_dtype") == "bfloat16")
+    products = products.with_columns(
+        pl.col("gemm_dtype").replace_strict(labels).alias("math"),
+        (2e3 * wide("m", "n", "k") / pl.col("latency")).alias("rate"),
+    )
+    shape = (
+        (pl.col("isl") >= 4096)
+        & (pl.col("head_dim") == 128)
+        & (pl.col("step") == 0)
+        & (pl.col("kv_cache_dtype") == "bfloat16")
+    )
     whole = (pl.col("window_size").is_null() | (pl.col("window_size") <= 0)) & (wide("batch_size", "num_heads") >= 16)
     cores = pl.scan_parquet(kernels_folder / "attention_context.parquet").filter(shape & whole)
-    cores = cores.with_columns(pl.lit("attention").alias("math"), (2e3 * wide("batch_size", "num_heads", "isl", "isl", "head_dim") / pl.col("latency")).alias("rate"))
+    cores = cores.with_columns(
+        pl.lit("attention").alias("math"),
+        (2e3 * wide("batch_size", "num_heads", "isl", "isl", "head_dim") / pl.col("latency")).alias("rate"),
+    )
     both = pl.concat([x.select("chip", "math", "rate") for x in (products, cores)])
     found: dict[str, dict[str, float]] = {}
-    for name, math_, rate in both.group_by("chip", "math").agg(pl.col("rate").quantile(0.75)).sort("chip", "math").collect().iter_rows():
+    for name, math_, rate in (
+        both.group_by("chip", "math").agg(pl.col("rate").quantile(0.75)).sort("chip", "math").collect().iter_rows()
+    ):
         part = chip(name)
         dtype = {"attention": "bf16", "fp4": "nvfp4"}.get(math_, math_)
         point = chip_point(part, dtype)
@@ -158,12 +225,16 @@ def fit(found: Sequence[Sample], start: Constants | None = None, *, evaluations:
         robust = np.sign(e) * np.sqrt(2.0 * (np.sqrt(1.0 + e**2) - 1.0))
         return np.concatenate([robust, (x - prior) / width])
 
-    done = least_squares(residual, np.minimum(x0, top - 1e-3), bounds=(-20.0, top), diff_step=1e-3, max_nfev=evaluations, x_scale=0.1)
+    done = least_squares(
+        residual, np.minimum(x0, top - 1e-3), bounds=(-20.0, top), diff_step=1e-3, max_nfev=evaluations, x_scale=0.1
+    )
     c = put(base, dict(zip(names, (float(v) for v in np.exp(done.x)), strict=True)))
     return c
 
 
-def leave_out(found: Sequence[Sample], by: Callable[[Sample], str], start: Constants, *, evaluations: int = 6) -> Floats:
+def leave_out(
+    found: Sequence[Sample], by: Callable[[Sample], str], start: Constants, *, evaluations: int = 6
+) -> Floats:
     """Log errors of every row, predicted by constants fitted without its group."""
     errors = np.full(len(found), np.nan)
     for group in dict.fromkeys(by(s) for s in found):
@@ -190,7 +261,10 @@ class Calibration:
 
 
 def calibrate(
-    rows: Sequence[Mapping[str, str | None]], kernel_rates: dict[str, dict[str, float]], *, evaluations: int = 12,
+    rows: Sequence[Mapping[str, str | None]],
+    kernel_rates: dict[str, dict[str, float]],
+    *,
+    evaluations: int = 12,
     report: Callable[[str, int, int], None] | None = None,
 ) -> Calibration:
     """Fit all, then leave out each model and each chip; the intervals' widths come from what was left out."""
@@ -221,11 +295,17 @@ def to_json(done: Calibration) -> dict[str, Any]:
         return float(f"{value:.4g}") if isinstance(value, float) else value
 
     return {
-        "source": "fitted to training_measured.csv (mosaicml/llm-foundry benchmarking README and NVIDIA Megatron-Bridge performance "
-        "summary, both Apache-2.0); sustained rates from NVIDIA aiconfigurator-core 0.12.0 kernels (Apache-2.0)",
+        "source": "fitted to training_measured.csv (mosaicml/llm-foundry benchmarking README and NVIDIA Megatron-Bridge "
+        "performance summary, both Apache-2.0); sustained rates from NVIDIA aiconfigurator-core 0.12.0 kernels (Apache-2.0)",
         "rows": len(done.samples),
-        "left_out_by_model": {"median": rounded(float(np.median(np.abs(done.by_model)))), "p90": rounded(float(np.quantile(np.abs(done.by_model), 0.9)))},
-        "left_out_by_chip": {"median": rounded(float(np.median(np.abs(done.by_chip)))), "p90": rounded(float(np.quantile(np.abs(done.by_chip), 0.9)))},
+        "left_out_by_model": {
+            "median": rounded(float(np.median(np.abs(done.by_model)))),
+            "p90": rounded(float(np.quantile(np.abs(done.by_model), 0.9))),
+        },
+        "left_out_by_chip": {
+            "median": rounded(float(np.median(np.abs(done.by_chip)))),
+            "p90": rounded(float(np.quantile(np.abs(done.by_chip), 0.9))),
+        },
         "constants": rounded(done.constants.to_dict()),
     }
 

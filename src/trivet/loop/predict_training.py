@@ -16,10 +16,28 @@ from trivet.cloud.training.profile import Constants
 from trivet.cloud.training.step import StepResult, train_step
 from trivet.errors import TrivetError
 
-COLUMNS_OUT = ("id", "tokens_per_s_per_chip", "tokens_per_s_per_chip_lo", "tokens_per_s_per_chip_hi", "memory_bytes", "error")
+COLUMNS_OUT = (
+    "id",
+    "tokens_per_s_per_chip",
+    "tokens_per_s_per_chip_lo",
+    "tokens_per_s_per_chip_hi",
+    "memory_bytes",
+    "error",
+)
 _PRECISIONS = (
-    ("nvfp4", "nvfp4"), ("fp4", "nvfp4"), ("mxfp8", "mxfp8"), ("fp8_mx", "mxfp8"), ("fp8-mx", "mxfp8"), ("fp8", "fp8"), ("int8", "int8"),
-    ("bf16", "bf16"), ("bfloat16", "bf16"), ("fp16", "fp16"), ("float16", "fp16"), ("fp32", "fp32"), ("tf32", "fp32"),
+    ("nvfp4", "nvfp4"),
+    ("fp4", "nvfp4"),
+    ("mxfp8", "mxfp8"),
+    ("fp8_mx", "mxfp8"),
+    ("fp8-mx", "mxfp8"),
+    ("fp8", "fp8"),
+    ("int8", "int8"),
+    ("bf16", "bf16"),
+    ("bfloat16", "bf16"),
+    ("fp16", "fp16"),
+    ("float16", "fp16"),
+    ("fp32", "fp32"),
+    ("tf32", "fp32"),
 )
 _EMPTY = {"", "n/a", "na", "none", "null", "nan", "-"}
 _VERSION = re.compile(r"\b(\d\d\.\d\d(?:\.\d\d)?)\b")
@@ -94,7 +112,9 @@ def _sharding(raw: str, source: str, replicas: int, notes: list[str]) -> tuple[s
 
 def _task(raw: str) -> str:
     lower = raw.lower().replace("-", "").replace("_", "")
-    return "lora" if "lora" in lower or "peft" in lower else "sft" if "sft" in lower or "finetun" in lower else "pretrain"
+    return (
+        "lora" if "lora" in lower or "peft" in lower else "sft" if "sft" in lower or "finetun" in lower else "pretrain"
+    )
 
 
 def parse(row: Mapping[str, str | None]) -> Row:
@@ -130,16 +150,32 @@ def parse(row: Mapping[str, str | None]) -> Row:
     version = _VERSION.search(source)
     network = text(row, "node_network_gbps")
     job = TrainingJob(
-        architecture, chip, Split(tp, pp, cp, dp, ep, 1, vp if pp > 1 else 1), whole(row, "seq_len", 2048), rounded, micro,
-        _precision(text(row, "precision"), notes), recompute or "none", framework=framework, version=version[1] if version else "2023" if framework == "fsdp" and "llm-foundry" in source else "",
-        zero=zero, shard_group=group, task=_task(text(row, "task")),
-        gradient_dtype="bf16" if framework == "fsdp" or "Megatron-Bridge" in source else "",  # its performance recipes reduce in BF16
-        node_network_bytes_per_s=float(network) * 1e9 / 8 if network else 0.0, measured_on=text(row, "measured_on"),
+        architecture,
+        chip,
+        Split(tp, pp, cp, dp, ep, 1, vp if pp > 1 else 1),
+        whole(row, "seq_len", 2048),
+        rounded,
+        micro,
+        _precision(text(row, "precision"), notes),
+        recompute or "none",
+        framework=framework,
+        version=version[1] if version else "2023" if framework == "fsdp" and "llm-foundry" in source else "",
+        zero=zero,
+        shard_group=group,
+        task=_task(text(row, "task")),
+        gradient_dtype="bf16"
+        if framework == "fsdp" or "Megatron-Bridge" in source
+        else "",  # its performance recipes reduce in BF16
+        node_network_bytes_per_s=float(network) * 1e9 / 8 if network else 0.0,
+        measured_on=text(row, "measured_on"),
     )
     if not recompute:
         job = fitting(job)
         if job.recompute != "none":
-            notes.append(f"recompute is not given: {job.recompute}" + (f" in {job.recompute_layers} layers" if job.recompute_layers else ""))
+            notes.append(
+                f"recompute is not given: {job.recompute}"
+                + (f" in {job.recompute_layers} layers" if job.recompute_layers else "")
+            )
     return Row(text(row, "id"), job, tuple(notes))
 
 
@@ -174,7 +210,9 @@ def predict(rows: Iterable[Mapping[str, str | None]], constants: Constants | Non
     for row in rows:
         try:
             parsed = parse(row)
-            answers.append(Prediction(parsed.id, train_step(parsed.job, constants=constants), "; ".join(parsed.notes), parsed.job))
+            answers.append(
+                Prediction(parsed.id, train_step(parsed.job, constants=constants), "; ".join(parsed.notes), parsed.job)
+            )
         except TrivetError as error:
             answers.append(Prediction(text(row, "id"), None, " ".join(str(error).split())))
     return answers
@@ -202,5 +240,12 @@ def csv_text(predictions: Iterable[Prediction]) -> str:
             writer.writerow([p.id, "", "", "", "", p.error])
             continue
         lo, hi = p.result.interval()
-        writer.writerow([p.id, *(f"{v:.6g}" for v in (p.result.tokens_per_s_per_chip, lo, hi)), f"{p.result.peak.total:.0f}", p.error])
+        writer.writerow(
+            [
+                p.id,
+                *(f"{v:.6g}" for v in (p.result.tokens_per_s_per_chip, lo, hi)),
+                f"{p.result.peak.total:.0f}",
+                p.error,
+            ]
+        )
     return out.getvalue()

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-
 from trivet.chip.estimate import Estimate
 from trivet.chip.power import power_w
 from trivet.chip.spec import Chip
@@ -15,10 +14,10 @@ from trivet.cloud import cost, energy, fabric
 from trivet.cloud.training import memory, run, workload
 from trivet.cloud.training.job import Split, TrainingJob
 from trivet.cloud.training.network import Network
+from trivet.cloud.training.prepare import prepare
 from trivet.cloud.training.profile import Constants, shipped
 from trivet.cloud.training.run import Goodput, RunPlan
 from trivet.cloud.training.step import StepResult, finish, train_step
-from trivet.cloud.training.prepare import prepare
 from trivet.errors import DoesNotFit, TrivetError, Unsupported
 from trivet.model.architecture import Architecture
 from trivet.units import DAY_S, HOUR_S
@@ -41,7 +40,7 @@ class Campaign:
     task: str = "pretrain"
     server: str = ""
     fixed: dict[str, Any] = field(default_factory=dict)  # fields of Split or TrainingJob that are not searched
-    run: RunPlan = RunPlan()
+    run: RunPlan = field(default_factory=RunPlan)
     basis: str = "tco_hyperscaler"
     site: str = ""
     node_network_bytes_per_s: float = 0.0
@@ -122,7 +121,9 @@ def _options(campaign: Campaign) -> Iterator[dict[str, Any]]:
                 each = math.ceil(layers / pp)
                 vps = [1] if pp == 1 else sorted({v for v in (1, 2, 4, each) if v <= each and (layers + 2) // pp >= v})
                 for vp in choice("vp", vps):
-                    for ep in choice("ep", [1] if not experts else [p for p in powers if p <= min(experts, 128) and experts % p == 0]):
+                    for ep in choice(
+                        "ep", [1] if not experts else [p for p in powers if p <= min(experts, 128) and experts % p == 0]
+                    ):
                         for micro in choice("micro_batch", [1, 2, 4]):
                             yield {"tp": tp, "cp": cp, "pp": pp, "vp": vp, "ep": ep, "micro_batch": micro}
 
@@ -144,13 +145,30 @@ def _job(campaign: Campaign, o: dict[str, Any], recompute: str) -> TrainingJob |
     if not count:
         return None
     split_fields = {k: v for k, v in campaign.fixed.items() if k in Split.__dataclass_fields__}
-    job_fields = {k: v for k, v in campaign.fixed.items() if k in TrainingJob.__dataclass_fields__ and k not in ("split", "global_batch", "micro_batch")}
+    job_fields = {
+        k: v
+        for k, v in campaign.fixed.items()
+        if k in TrainingJob.__dataclass_fields__ and k not in ("split", "global_batch", "micro_batch")
+    }
     split = Split(**{**split_fields, **{k: o[k] for k in ("tp", "cp", "pp", "vp", "ep")}, "dp": dp})
     base: dict[str, Any] = {
-        "precision": campaign.dtype, "recompute": recompute, "framework": campaign.framework, "task": campaign.task, "server": campaign.server,
-        "zero": 3 if campaign.framework == "fsdp" else 1, "node_network_bytes_per_s": campaign.node_network_bytes_per_s,
+        "precision": campaign.dtype,
+        "recompute": recompute,
+        "framework": campaign.framework,
+        "task": campaign.task,
+        "server": campaign.server,
+        "zero": 3 if campaign.framework == "fsdp" else 1,
+        "node_network_bytes_per_s": campaign.node_network_bytes_per_s,
     }
-    return TrainingJob(campaign.architecture, campaign.chip, split, campaign.seq_len, count * each, o["micro_batch"], **{**base, **job_fields})
+    return TrainingJob(
+        campaign.architecture,
+        campaign.chip,
+        split,
+        campaign.seq_len,
+        count * each,
+        o["micro_batch"],
+        **{**base, **job_fields},
+    )
 
 
 def _micro_batches(campaign: Campaign, each: int, multiple: int) -> int:
@@ -171,14 +189,24 @@ def _least_step_s(job: TrainingJob, c: Constants, flops_per_token: float) -> flo
     dtype = workload.GEMM_DTYPE[job.precision]
     p = kernels.point(job.chip, dtype)
     what = p.math if p.math in ("bf16", "fp8", "fp4", "int8") else "bf16"
-    rate = p.peak_flops * min(1.0, kernels.sustained_share(p, c, what) * c.gemm.get(what, 1.0) * c.gemm_framework.get(job.framework, 1.0))
+    rate = p.peak_flops * min(
+        1.0, kernels.sustained_share(p, c, what) * c.gemm.get(what, 1.0) * c.gemm_framework.get(job.framework, 1.0)
+    )
     ideal = flops_per_token * job.tokens_per_step / job.split.chips / rate
-    waits = (job.split.pp - 1) / job.split.vp / job.micro_batches if job.split.pipeline in ("1f1b", "gpipe", "interleaved") else 0.0
+    waits = (
+        (job.split.pp - 1) / job.split.vp / job.micro_batches
+        if job.split.pipeline in ("1f1b", "gpipe", "interleaved")
+        else 0.0
+    )
     return ideal * (1 + waits) * (4 / 3 if job.recompute == "full" and not job.recompute_layers else 1.0)
 
 
 def search(
-    campaign: Campaign, constants: Constants | None = None, *, keep: int = 10, report: Callable[[str, int, int], None] | None = None,
+    campaign: Campaign,
+    constants: Constants | None = None,
+    *,
+    keep: int = 10,
+    report: Callable[[str, int, int], None] | None = None,
 ) -> tuple[list[Candidate], int, dict[str, int]]:
     """The fastest configurations that fit, best first; how many were considered; why others were dropped.
 
@@ -231,14 +259,22 @@ def search(
     if not best:
         raise DoesNotFit(
             f"{campaign.architecture.name} on {campaign.chips} {campaign.chip.name}: none of {considered} configurations fits "
-            f"({', '.join(f'{k}: {v}' for k, v in sorted(rejected.items()))})", field="chips",
+            f"({', '.join(f'{k}: {v}' for k, v in sorted(rejected.items()))})",
+            field="chips",
             allowed="more chips, a larger batch_tokens, or fewer fixed fields",
         )
     return best, considered, rejected
 
 
 # Facts of a chip that move a step, beside the model's own spread.
-_MOVING = ("peak_flops_bf16", "peak_flops_fp16", "peak_flops_fp8", "peak_flops_int8", "memory_bandwidth_bytes_per_s", "link_bandwidth_bytes_per_s")
+_MOVING = (
+    "peak_flops_bf16",
+    "peak_flops_fp16",
+    "peak_flops_fp8",
+    "peak_flops_int8",
+    "memory_bandwidth_bytes_per_s",
+    "link_bandwidth_bytes_per_s",
+)
 
 
 def step_spread(job: TrainingJob, result: StepResult, constants: Constants | None = None) -> Estimate:
@@ -265,12 +301,16 @@ def chip_watts(candidate: Candidate) -> Estimate:
     again = 1.0 + (result.breakdown["recompute_s"] / max(result.breakdown["compute_s"], 1e-12))
     dtype = {"mxfp8": "fp8", "nvfp4": "fp4", "fp16": "bf16"}.get(job.precision, job.precision)
     return power_w(
-        job.chip, flops_per_s=result.model_flops_per_s_per_chip * again, bytes_per_s=0.45 * (job.chip.get("memory_bandwidth_bytes_per_s") or 0.0),
+        job.chip,
+        flops_per_s=result.model_flops_per_s_per_chip * again,
+        bytes_per_s=0.45 * (job.chip.get("memory_bandwidth_bytes_per_s") or 0.0),
         dtype=dtype,
     )
 
 
-def plan(campaign: Campaign, constants: Constants | None = None, *, report: Callable[[str, int, int], None] | None = None) -> TrainingPlan:
+def plan(
+    campaign: Campaign, constants: Constants | None = None, *, report: Callable[[str, int, int], None] | None = None
+) -> TrainingPlan:
     """Search, then the run's totals.
 
     Raises:
@@ -281,7 +321,12 @@ def plan(campaign: Campaign, constants: Constants | None = None, *, report: Call
     job, server = best.job, fabric.server_of(campaign.chip, campaign.server)
     rate = step_spread(job, best.result, constants)
     setting = run.Setting(
-        job.split.chips, float(campaign.architecture.parameters), best.result.step_s, max(1, job.split.dp * job.split.cp), campaign.chip, server,
+        job.split.chips,
+        float(campaign.architecture.parameters),
+        best.result.step_s,
+        max(1, job.split.dp * job.split.cp),
+        campaign.chip,
+        server,
     )
     good = run.goodput(setting, campaign.run)
     seconds = campaign.tokens / (rate * good.share)
@@ -291,8 +336,18 @@ def plan(campaign: Campaign, constants: Constants | None = None, *, report: Call
     watts = chip_watts(best)
     facility = energy.facility_w(campaign.chip, watts, server, campaign.site)
     return TrainingPlan(
-        campaign, best, tuple(found[1:]), considered, rejected, rate, good, days, seconds * (paid / HOUR_S) * hour.usd,
-        seconds * facility * (paid / HOUR_S / 1e3), good.spares, watts,
+        campaign,
+        best,
+        tuple(found[1:]),
+        considered,
+        rejected,
+        rate,
+        good,
+        days,
+        seconds * (paid / HOUR_S) * hour.usd,
+        seconds * facility * (paid / HOUR_S / 1e3),
+        good.spares,
+        watts,
     )
 
 
@@ -300,52 +355,3 @@ def network_of(campaign: Campaign) -> Network:
     """The network that the campaign's jobs see."""
     place = fabric.server_of(campaign.chip, campaign.server)
     return Network(place, campaign.node_network_bytes_per_s / place.chips)
-
-
-def split_dict(job: TrainingJob) -> dict[str, Any]:
-    """The parallelism as plain values."""
-    s = job.split
-    return {
-        "tp": s.tp, "pp": s.pp, "cp": s.cp, "dp": s.dp, "ep": s.ep, "etp": s.etp, "vp": s.vp, "schedule": s.pipeline, "zero": job.zero,
-        "micro_batch": job.micro_batch, "global_batch": job.global_batch, "recompute": job.recompute, "precision": job.precision,
-    }
-
-
-def candidate_dict(c: Candidate) -> dict[str, Any]:
-    """One configuration for ``summary.json``."""
-    r = c.result
-    return {
-        "split": split_dict(c.job), "chips": c.job.split.chips, "step_s": r.step_s, "tokens_per_s": c.tokens_per_s,
-        "tokens_per_s_per_chip": r.tokens_per_s_per_chip, "mfu": r.mfu, "model_flops_per_s_per_chip": r.model_flops_per_s_per_chip,
-        "memory_bytes": r.peak.total, "memory_capacity_bytes": r.capacity_bytes, "breakdown_s": r.breakdown,
-    }
-
-
-def _estimate(e: Estimate) -> dict[str, Any]:
-    return {"value": e.value, "lo": e.lo, "hi": e.hi, "driver": e.driver}
-
-
-def summary(p: TrainingPlan) -> dict[str, Any]:
-    """Everything of ``summary.json``."""
-    g, c = p.goodput, p.campaign
-    return {
-        "model": c.architecture.name, "chip": c.chip.name, "chips": c.chips, "chips_working": p.best.job.split.chips, "chips_paid": p.chips_paid,
-        "spares": p.spares, "tokens": c.tokens, "seq_len": c.seq_len, "task": c.task, "framework": c.framework, "days": _estimate(p.days),
-        "usd": _estimate(p.usd), "usd_basis": c.basis, "energy_kwh": _estimate(p.energy_kwh), "chip_w": _estimate(p.chip_w),
-        "tokens_per_s": _estimate(p.tokens_per_s), "mfu": p.best.result.mfu, "chip_hours": p.days.value * 24 * p.best.job.split.chips,
-        "goodput": {
-            "value": g.share.value, "lo": g.lo, "hi": g.hi, "driver": g.share.driver, "mean_time_between_failures_s": g.mean_time_between_failures_s,
-            "checkpoint_interval_s": g.interval_s, "young_interval_s": g.young_s, "daly_interval_s": g.daly_s,
-            "checkpoint_stop_s": g.checkpoint_stop_s, "checkpoint_write_s": g.checkpoint_write_s, "restart_s": g.restart_s, "lost": g.lost,
-            "failures_per_day": g.failures_by_component,
-        },
-        "best": candidate_dict(p.best), "others": [candidate_dict(o) for o in p.others],
-        "memory_by_rank_bytes": [
-            {k: getattr(m, k) for k in ("rank", "weights", "gradients", "optimizer", "activations", "logits", "working", "host", "total")}
-            for m in p.best.result.memory
-        ],
-        "considered": p.considered, "rejected": p.rejected, "driver": p.days.driver, "spread": p.days.spread,
-    }
-
-
-

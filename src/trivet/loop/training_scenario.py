@@ -15,8 +15,28 @@ from trivet.loop.training_plan import Campaign, TrainingPlan
 from trivet.model.architecture import Architecture
 
 KEYS = (
-    "model", "chip", "chips", "tokens", "seq_len", "batch_tokens", "precision", "framework", "task", "server", "split", "job", "run", "basis",
-    "site", "network_gbps", "compare", "published", "title", "source", "shape", "teacher",
+    "model",
+    "chip",
+    "chips",
+    "tokens",
+    "seq_len",
+    "batch_tokens",
+    "precision",
+    "framework",
+    "task",
+    "server",
+    "split",
+    "job",
+    "run",
+    "basis",
+    "site",
+    "network_gbps",
+    "compare",
+    "published",
+    "title",
+    "source",
+    "shape",
+    "teacher",
 )
 _SUFFIX = {"k": 1e3, "M": 1e6, "B": 1e9, "G": 1e9, "T": 1e12}
 # what of a plan a published figure may be held against: unit and how to read it
@@ -63,7 +83,11 @@ def _architecture(raw: Mapping[str, Any]) -> Architecture:
         try:
             return families.decoder(str(raw.get("model", "custom")), **{"gated": False, "vocab": 51200, **shape})
         except TypeError as error:
-            raise TrivetError(str(error), field="shape", allowed="layers, hidden, heads, kv_heads, head_dim, intermediate, gated, vocab, experts, top_k") from error
+            raise TrivetError(
+                str(error),
+                field="shape",
+                allowed="layers, hidden, heads, kv_heads, head_dim, intermediate, gated, vocab, experts, top_k",
+            ) from error
     if not raw.get("model"):
         raise TrivetError("is missing", field="model")
     return names.architecture(str(raw["model"]))
@@ -93,19 +117,44 @@ def campaigns(raw: Mapping[str, Any]) -> list[Campaign]:
         if key not in RunPlan.__dataclass_fields__:
             raise TrivetError("unknown field of run", field=str(key), allowed=sorted(RunPlan.__dataclass_fields__))
     first = Campaign(
-        _architecture(raw), chips.chip(str(raw["chip"])), int(number(raw["chips"], "chips")), number(raw["tokens"], "tokens"),
-        int(number(raw.get("seq_len", 4096), "seq_len")), number(raw.get("batch_tokens", 0), "batch_tokens"), str(raw.get("precision", "") or ""),
-        str(raw.get("framework", "megatron")), str(raw.get("task", "pretrain")), str(raw.get("server", "") or ""), fixed, RunPlan(**run),
-        str(raw.get("basis", "tco_hyperscaler")), str(raw.get("site", "") or ""),
+        _architecture(raw),
+        chips.chip(str(raw["chip"])),
+        int(number(raw["chips"], "chips")),
+        number(raw["tokens"], "tokens"),
+        int(number(raw.get("seq_len", 4096), "seq_len")),
+        number(raw.get("batch_tokens", 0), "batch_tokens"),
+        str(raw.get("precision", "") or ""),
+        str(raw.get("framework", "megatron")),
+        str(raw.get("task", "pretrain")),
+        str(raw.get("server", "") or ""),
+        fixed,
+        RunPlan(**run),
+        str(raw.get("basis", "tco_hyperscaler")),
+        str(raw.get("site", "") or ""),
         number(raw.get("network_gbps", 0), "network_gbps") * 1e9 / 8,
     )
     found = [first]
     for name in raw.get("compare") or []:
         other = chips.chip(str(name))
-        found.append(Campaign(
-            first.architecture, other, first.chips, first.tokens, first.seq_len, first.batch_tokens, first.precision, first.framework, first.task,
-            "", fixed, first.run, first.basis, first.site, 0.0,
-        ))
+        found.append(
+            Campaign(
+                first.architecture,
+                other,
+                first.chips,
+                first.tokens,
+                first.seq_len,
+                first.batch_tokens,
+                first.precision,
+                first.framework,
+                first.task,
+                "",
+                fixed,
+                first.run,
+                first.basis,
+                first.site,
+                0.0,
+            )
+        )
     return found
 
 
@@ -122,5 +171,14 @@ def published(raw: Mapping[str, Any], plan: TrainingPlan) -> list[dict[str, Any]
             raise TrivetError(f"unknown figure {what!r}", field="published", allowed=sorted(FIGURES))
         unit, read = FIGURES[what]
         value, predicted = number(entry.get("value"), what), read(plan)
-        rows.append({"what": what, "unit": unit, "published": value, "predicted": predicted, "ratio": predicted / value, "source": str(entry.get("source", ""))})
+        rows.append(
+            {
+                "what": what,
+                "unit": unit,
+                "published": value,
+                "predicted": predicted,
+                "ratio": predicted / value,
+                "source": str(entry.get("source", "")),
+            }
+        )
     return rows

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from trivet.chip.spec import Chip
 from trivet.cloud import collectives, fabric
 from trivet.cloud.collectives import Level
-from trivet.cloud.training import kernels, memory, shapes, workload
+from trivet.cloud.training import kernels, memory, schedule, shapes, workload
 from trivet.cloud.training.job import Split, TrainingJob
 from trivet.cloud.training.prepare import HOST_MEMORY_BYTES_PER_S
 from trivet.cloud.training.profile import Constants, shipped
@@ -34,8 +34,18 @@ COMM = ("ar", "p2p_rs_ag", "rs_ag")
 OVERLAP = ("none", "ring", "pipe")
 # axis of the inner grid -> its length
 AXES = {
-    "recompute": 3, "sharded": 2, "comm": 3, "redo": 2, "dp_overlap": 2, "tp_overlap": 3, "weight_offload": 2, "activation_offload": 2,
-    "optimizer_offload": 2, "tp_net": 2, "pp_net": 2, "dp_net": 2,
+    "recompute": 3,
+    "sharded": 2,
+    "comm": 3,
+    "redo": 2,
+    "dp_overlap": 2,
+    "tp_overlap": 3,
+    "weight_offload": 2,
+    "activation_offload": 2,
+    "optimizer_offload": 2,
+    "tp_net": 2,
+    "pp_net": 2,
+    "dp_net": 2,
 }
 
 
@@ -119,14 +129,23 @@ class _Terms:
         self.place = fabric.server_of(space.chip)
         self.point = kernels.point(space.chip, "bf16" if space.precision != "fp16" else "fp16")
         levels = fabric.levels(self.place, space.chips, space.chip)
-        self.nets = [Level(n.size, n.bandwidth_bytes_per_s / n.oversubscription, n.latency_s) for n in (levels[0], levels[-1])]
+        self.nets = [
+            Level(n.size, n.bandwidth_bytes_per_s / n.oversubscription, n.latency_s) for n in (levels[0], levels[-1])
+        ]
         self._passes: dict[tuple[int, int, bool], dict[str, float]] = {}
         self._moves: dict[tuple[str, float, int, int], float] = {}
 
     def job(self, tp: int, micro: int, gathered: bool, recompute: str = "none") -> TrainingJob:
         split = Split(tp=tp, sequence_parallel=gathered)
         return TrainingJob(
-            self.space.architecture, self.space.chip, split, self.space.seq_len, micro, micro, self.space.precision, recompute,
+            self.space.architecture,
+            self.space.chip,
+            split,
+            self.space.seq_len,
+            micro,
+            micro,
+            self.space.precision,
+            recompute,
             tp_comm="rs_ag" if gathered else "all_reduce",
         )
 
@@ -136,10 +155,16 @@ class _Terms:
         if key not in self._passes:
             job = self.job(tp, micro, gathered)
             found: dict[str, float] = {}
-            works = {"layer": workload.layer_work(job, job.architecture.layers[0]), "first": workload.embedding_work(job), "last": workload.head_work(job)}
+            works = {
+                "layer": workload.layer_work(job, job.architecture.layers[0]),
+                "first": workload.embedding_work(job),
+                "last": workload.head_work(job),
+            }
             for name, work in works.items():
                 for part in ("forward", "inputs", "weights", "core"):
-                    found[f"{name}.{part}"] = kernels.total(kernels.ideal(getattr(work, part), job.chip), self.point, self.c, "megatron")
+                    found[f"{name}.{part}"] = kernels.total(
+                        kernels.ideal(getattr(work, part), job.chip), self.point, self.c, "megatron"
+                    )
             layer = job.architecture.layers[0]
             for kind in ("none", "selective", "full"):
                 found[f"kept.{kind}"] = memory.activation_bytes(job, layer, kind)
@@ -156,7 +181,12 @@ class _Terms:
         key = (kind, size, group, net)
         if key not in self._moves:
             level = Level(max(group, 2), self.nets[net].bandwidth_bytes_per_s, self.nets[net].latency_s)
-            self._moves[key] = float(collectives.time(Transfer(kind, kind, size, group, "tp"), [level], self.space.chip, "nccl").value_s) * self.c.transfer
+            self._moves[key] = (
+                float(
+                    collectives.time(Transfer(kind, kind, size, group, "tp"), [level], self.space.chip, "nccl").value_s
+                )
+                * self.c.transfer
+            )
         return self._moves[key]
 
 
@@ -190,7 +220,11 @@ def evaluate(terms: _Terms, tp: int, pp: int, dp: int, vp: int, micro: int) -> t
     seen = np.choose(a["tp_overlap"].astype(int), [1.0, c.exposed_tp, (1.0 + c.exposed_tp) / 2.0])
     forward_comm, backward_comm = layers * once * seen, layers * (once + regather + np.where(full, once, 0.0)) * seen
     # --- the rank with the ends (pp = 1: both) is the slowest
-    ends = [pick("last.forward") + (pick("first.forward") if pp == 1 else 0.0), pick("last.inputs"), pick("last.weights") + (pick("first.weights") if pp == 1 else 0.0)]
+    ends = [
+        pick("last.forward") + (pick("first.forward") if pp == 1 else 0.0),
+        pick("last.inputs"),
+        pick("last.weights") + (pick("first.weights") if pp == 1 else 0.0),
+    ]
     ends_comm = on("tp_net", "all_reduce", 12.0 * tokens, tp)
     if pp == 1:
         ends_comm = ends_comm + np.where(is_sp, scatter, reduce)
@@ -199,7 +233,9 @@ def evaluate(terms: _Terms, tp: int, pp: int, dp: int, vp: int, micro: int) -> t
     def rank(extra: list[Any], comm: Any) -> Floats:
         device = forward + inputs + weights + again + sum(extra)
         joined = (device**c.host_power + host**c.host_power) ** (1.0 / c.host_power)
-        moved = np.where(a["weight_offload"] == 1, 4.0 * params, 0.0) + np.where(a["activation_offload"] == 1, 2.0 * layers * kept, 0.0)
+        moved = np.where(a["weight_offload"] == 1, 4.0 * params, 0.0) + np.where(
+            a["activation_offload"] == 1, 2.0 * layers * kept, 0.0
+        )
         return np.asarray(joined + forward_comm + backward_comm + comm + np.maximum(moved / link - joined, 0.0) + send)
 
     link = space.chip.get("host_bandwidth_bytes_per_s") or math.nan
@@ -209,7 +245,10 @@ def evaluate(terms: _Terms, tp: int, pp: int, dp: int, vp: int, micro: int) -> t
     kept = np.where(full, pick("kept.full"), np.where(core, pick("kept.selective"), pick("kept.none")))
     kept = kept + np.where(is_sp & (a["redo"] == 0) & ~full, pick("gathered"), 0.0)
     width = np.where(a["comm"] == 0, 1.0, float(tp))
-    send_full, send_cut = on("pp_net", "send", size, 2 if pp > 1 else 1), on("pp_net", "send", size / tp, 2 if pp > 1 else 1)
+    send_full, send_cut = (
+        on("pp_net", "send", size, 2 if pp > 1 else 1),
+        on("pp_net", "send", size / tp, 2 if pp > 1 else 1),
+    )
     send = 2.0 * vp * np.where(width == 1.0, send_full, send_cut) * c.exposed_pp
     middle, last = rank([0.0], 0.0), rank(ends, ends_comm)
     slow = np.maximum(middle, last)
@@ -219,16 +258,21 @@ def evaluate(terms: _Terms, tp: int, pp: int, dp: int, vp: int, micro: int) -> t
     # --- once a step
     own = params + matrix * (1 if pp > 1 else (1 if arch.tied_embeddings else 2))
     exchange = np.where(
-        a["sharded"] == 1, on("dp_net", "reduce_scatter", 2.0 * own, dp) + on("dp_net", "all_gather", 2.0 * own, dp), on("dp_net", "all_reduce", 2.0 * own, dp)
+        a["sharded"] == 1,
+        on("dp_net", "reduce_scatter", 2.0 * own, dp) + on("dp_net", "all_gather", 2.0 * own, dp),
+        on("dp_net", "all_reduce", 2.0 * own, dp),
     )
     exchange = np.where(a["dp_overlap"] == 1, np.maximum(c.exposed_dp * exchange, exchange - slow), exchange)
     states = np.where(a["sharded"] == 1, own / dp, own)
     update = np.where(
-        a["optimizer_offload"] == 1, 6.0 * states / link + 30.0 * states / HOST_MEMORY_BYTES_PER_S,
+        a["optimizer_offload"] == 1,
+        6.0 * states / link + 30.0 * states / HOST_MEMORY_BYTES_PER_S,
         30.0 * states / terms.point.bandwidth / c.stream * c.optimizer,
     )
     step = running + exchange + update + c.step_s
-    chip_bytes, host_bytes = _bytes(space, a, pp, vp, count, layers, params, own, states, kept, pick, p.tp_cut / tp + p.replicated)
+    chip_bytes, host_bytes = _bytes(
+        space, a, pp, vp, count, layers, params, own, states, kept, pick, p.tp_cut / tp + p.replicated
+    )
     ok = valid(tp, pp, dp) & _networks(a, tp, pp, dp, int(terms.nets[0].chips))
     return np.where(ok, step, np.inf), chip_bytes + 0.0 * step, host_bytes + 0.0 * step
 
@@ -243,30 +287,46 @@ def _networks(a: dict[str, Floats], tp: int, pp: int, dp: int, domain: int) -> N
 
 
 def _bytes(
-    space: Space, a: dict[str, Floats], pp: int, vp: int, count: int, layers: int, params: float, own: float, states: Floats, kept: Floats,
-    pick: Callable[[str], Floats], largest: float,
+    space: Space,
+    a: dict[str, Floats],
+    pp: int,
+    vp: int,
+    count: int,
+    layers: int,
+    params: float,
+    own: float,
+    states: Floats,
+    kept: Floats,
+    pick: Callable[[str], Floats],
+    largest: float,
 ) -> tuple[Floats, Floats]:
     """Bytes on the chip and offloaded, of the fullest rank (as ``memory.rank_memory``)."""
     name = "interleaved" if vp > 1 else "1f1b"
-    copies = memory.schedule.in_flight(name, pp, vp, 0, count)
+    copies = schedule.in_flight(name, pp, vp, 0, count)
     alive = np.where(a["recompute"] == 2, 0.0, pick("kept.none"))
     activations = layers * kept * copies * (1 + memory.FRAGMENTATION) + alive
     weights, optimizer = 2.0 * own + 0.0 * states, 12.0 * states
     stay_weights = np.minimum(weights, 4.0 * largest)
     stay_activations = np.minimum(activations, layers * kept + alive)
     off_w, off_a, off_o = a["weight_offload"] == 1, a["activation_offload"] == 1, a["optimizer_offload"] == 1
-    host = np.where(off_w, weights - stay_weights, 0.0) + np.where(off_a, activations - stay_activations, 0.0) + np.where(off_o, optimizer, 0.0)
+    host = (
+        np.where(off_w, weights - stay_weights, 0.0)
+        + np.where(off_a, activations - stay_activations, 0.0)
+        + np.where(off_o, optimizer, 0.0)
+    )
     front = np.where(off_w, stay_weights, weights) + 4.0 * own + np.where(off_o, 0.0, optimizer) + memory.CONTEXT_BYTES
     first = front + np.where(off_a, stay_activations, activations)
     if pp == 1:
         return np.asarray(first + pick("logits")), np.asarray(host)
-    tail = memory.schedule.in_flight(name, pp, vp, pp - 1, count)
+    tail = schedule.in_flight(name, pp, vp, pp - 1, count)
     last = layers * kept * tail * (1 + memory.FRAGMENTATION) + alive
     last = front + np.where(off_a, np.minimum(last, layers * kept + alive), last) + pick("logits")
     return np.asarray(np.maximum(first, last)), np.asarray(host)
 
 
-def search(space: Space, constants: Constants | None = None, report: Callable[[str, int, int], None] | None = None) -> Outcome:
+def search(
+    space: Space, constants: Constants | None = None, report: Callable[[str, int, int], None] | None = None
+) -> Outcome:
     """Time every configuration and return the one that trains most samples a second.
 
     Raises:
@@ -291,7 +351,12 @@ def search(space: Space, constants: Constants | None = None, report: Callable[[s
             seconds = float(timed.flat[at])
             if batch / seconds > best[0]:
                 cell = np.unravel_index(at, timed.shape)
-                best = (batch / seconds, _named(tp, pp, dp, vp, micro, batch, cell), seconds, float(np.broadcast_to(chip_bytes, timed.shape)[cell]))
+                best = (
+                    batch / seconds,
+                    _named(tp, pp, dp, vp, micro, batch, cell),
+                    seconds,
+                    float(np.broadcast_to(chip_bytes, timed.shape)[cell]),
+                )
         if report:
             report("configurations", done + 1, len(splits))
     if not feasible:
@@ -301,7 +366,11 @@ def search(space: Space, constants: Constants | None = None, report: Callable[[s
 
 def _named(tp: int, pp: int, dp: int, vp: int, micro: int, batch: int, cell: Any) -> dict[str, Any]:
     index = dict(zip(AXES, (int(i) for i in cell), strict=True))
-    words: dict[str, Any] = {"recompute": RECOMPUTE[index["recompute"]], "comm": COMM[index["comm"]], "tp_overlap": OVERLAP[index["tp_overlap"]]}
+    words: dict[str, Any] = {
+        "recompute": RECOMPUTE[index["recompute"]],
+        "comm": COMM[index["comm"]],
+        "tp_overlap": OVERLAP[index["tp_overlap"]],
+    }
     for name in ("tp_net", "pp_net", "dp_net"):
         words[name] = index[name]
     for name in ("sharded", "redo", "dp_overlap", "weight_offload", "activation_offload", "optimizer_offload"):

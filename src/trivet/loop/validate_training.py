@@ -45,7 +45,9 @@ class Checked:
 
 
 def check(
-    rows: Sequence[Mapping[str, str | None]], hold_out: str = "model", report: Callable[[str, int, int], None] | None = None,
+    rows: Sequence[Mapping[str, str | None]],
+    hold_out: str = "model",
+    report: Callable[[str, int, int], None] | None = None,
 ) -> tuple[list[Checked], dict[str, str]]:
     """Every measured row and its prediction; and the reasons of rows that cannot be predicted.
 
@@ -80,15 +82,31 @@ def check(
             sigma["chip left out"] = constants.sigma.get("chip", 0.0)
         width = math.exp(_Z80 * math.sqrt(sum(v * v for v in sigma.values())))
         predicted = s.measured * math.exp(float(error))
-        checked.append(Checked(s.id, s.model, s.chip, s.source, s.measured, predicted, predicted / width, predicted * width, result.peak.total, result.fits))
+        checked.append(
+            Checked(
+                s.id,
+                s.model,
+                s.chip,
+                s.source,
+                s.measured,
+                predicted,
+                predicted / width,
+                predicted * width,
+                result.peak.total,
+                result.fits,
+            )
+        )
     return checked, failed
 
 
 def _stats(rows: Sequence[Checked]) -> dict[str, Any]:
     size = np.abs(np.expm1([r.log_error for r in rows]))
     return {
-        "rows": len(rows), "median_error": float(np.median(size)), "p90_error": float(np.quantile(size, 0.9)),
-        "bias": float(np.expm1(np.mean([r.log_error for r in rows]))), "coverage_80": float(np.mean([r.covered for r in rows])),
+        "rows": len(rows),
+        "median_error": float(np.median(size)),
+        "p90_error": float(np.quantile(size, 0.9)),
+        "bias": float(np.expm1(np.mean([r.log_error for r in rows]))),
+        "coverage_80": float(np.mean([r.covered for r in rows])),
         "fit_in_memory": float(np.mean([r.fits for r in rows])),
     }
 
@@ -102,5 +120,3 @@ def summarise(checked: Sequence[Checked]) -> dict[str, Any]:
             groups.setdefault(getattr(row, name), []).append(row)
         out[f"by_{name}"] = {k: _stats(v) for k, v in groups.items()}
     return out
-
-

@@ -31,8 +31,12 @@ def table_rows(groups: Mapping[str, Mapping[str, Any]], name: str) -> list[dict[
     order = sorted(groups, key=lambda k: -groups[k]["median_error"])
     return [
         {
-            name: k, "rows": groups[k]["rows"], "median error": f"{100 * groups[k]['median_error']:.1f}%", "p90": f"{100 * groups[k]['p90_error']:.1f}%",
-            "bias": f"{100 * groups[k]['bias']:+.1f}%", "in the 80% interval": f"{100 * groups[k]['coverage_80']:.0f}%",
+            name: k,
+            "rows": groups[k]["rows"],
+            "median error": f"{100 * groups[k]['median_error']:.1f}%",
+            "p90": f"{100 * groups[k]['p90_error']:.1f}%",
+            "bias": f"{100 * groups[k]['bias']:+.1f}%",
+            "in the 80% interval": f"{100 * groups[k]['coverage_80']:.0f}%",
             "fits": f"{100 * groups[k]['fit_in_memory']:.0f}%",
         }
         for k in order
@@ -55,23 +59,35 @@ def html(checked: Sequence[Any], summary: Mapping[str, Any]) -> str:
     series = []
     for chip in chips:
         mine = [row for row in checked if row.chip == chip]
-        series.append(charts.Series(
-            chip, [row.measured for row in mine], [row.predicted for row in mine], [row.lo for row in mine], [row.hi for row in mine],
-            [f"{row.id} {row.model}" for row in mine],
-        ))
-    picture = charts.scatter_chart(series, title="Tokens/s/chip", x_label="measured", y_label="predicted", x_log=True, y_log=True, diagonal=True)
+        series.append(
+            charts.Series(
+                chip,
+                [row.measured for row in mine],
+                [row.predicted for row in mine],
+                [row.lo for row in mine],
+                [row.hi for row in mine],
+                [f"{row.id} {row.model}" for row in mine],
+            )
+        )
+    picture = charts.scatter_chart(
+        series, title="Tokens/s/chip", x_label="measured", y_label="predicted", x_log=True, y_log=True, diagonal=True
+    )
     sections = [Section("", picture, _headline(summary))]
-    for name in ("chip", "model", "source"):
-        sections.append(Section(f"By {name}", charts.html_table(table_rows(summary[f"by_{name}"], name))))
+    sections += [
+        Section(f"By {name}", charts.html_table(table_rows(summary[f"by_{name}"], name)))
+        for name in ("chip", "model", "source")
+    ]
     return charts.page("Training: predicted against measured", sections)
 
 
 def _headline(summary: Mapping[str, Any]) -> str:
     a = summary["all"]
-    held = {"nothing": "shipped constants"}.get(summary["hold_out"], f"each {summary['hold_out']} predicted by constants fitted without it")
+    held = {"nothing": "shipped constants"}.get(
+        summary["hold_out"], f"each {summary['hold_out']} predicted by constants fitted without it"
+    )
     return (
-        f"{a['rows']} rows, {held}: median error {100 * a['median_error']:.1f}%, p90 {100 * a['p90_error']:.1f}%, {100 * a['coverage_80']:.0f}% inside "
-        f"the 80% interval, {100 * a['fit_in_memory']:.0f}% fit in memory."
+        f"{a['rows']} rows, {held}: median error {100 * a['median_error']:.1f}%, p90 {100 * a['p90_error']:.1f}%, "
+        f"{100 * a['coverage_80']:.0f}% inside the 80% interval, {100 * a['fit_in_memory']:.0f}% fit in memory."
     )
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-
 from training_jobs import make_job
 
 from trivet.chip.catalogue import chip
@@ -99,7 +98,9 @@ def test_context_parallelism_makes_long_sequences_fit(kind: str) -> None:
 def test_ulysses_moves_less_than_gathering_for_many_query_heads_a_key_head() -> None:
     # Jacobs et al. (arXiv 2309.14509): all-to-all volume falls with the group, all-gather's does not
     base = make_job("gpt3-13b", "h100", Split(cp=8), seq_len=65536, global_batch=8)
-    gather, ulysses = (train_step(base.with_(split=Split(cp=8, cp_kind=k))).breakdown["cp_s"] for k in ("all_gather", "ulysses"))
+    gather, ulysses = (
+        train_step(base.with_(split=Split(cp=8, cp_kind=k))).breakdown["cp_s"] for k in ("all_gather", "ulysses")
+    )
     assert ulysses < gather
 
 
@@ -118,9 +119,12 @@ def test_expert_tensor_parallelism_cuts_experts_too() -> None:
 
 def test_group_limited_routing_and_fp8_dispatch_shorten_the_exchange() -> None:
     # DeepSeek-V3 (arXiv 2412.19437), sections 2.1.2 and 3.2.2: at most four servers a token, dispatch in FP8
-    job = make_job("deepseek-ai/DeepSeek-V3", "h800", Split(pp=16, dp=64, ep=64), seq_len=4096, global_batch=1024, precision="fp8")
+    job = make_job(
+        "deepseek-ai/DeepSeek-V3", "h800", Split(pp=16, dp=64, ep=64), seq_len=4096, global_batch=1024, precision="fp8"
+    )
     free, limited, cast = (
-        train_step(j).breakdown["ep_s"] for j in (job, job.with_(routed_domains=4), job.with_(routed_domains=4, dispatch_dtype="fp8"))
+        train_step(j).breakdown["ep_s"]
+        for j in (job, job.with_(routed_domains=4), job.with_(routed_domains=4, dispatch_dtype="fp8"))
     )
     assert cast < limited < free
     hidden = train_step(job.with_(split=replace(job.split, schedule="dualpipe")))
@@ -137,7 +141,8 @@ def test_zero_stages_shard_memory_step_by_step(gpt3: TrainingJob) -> None:
     # Rajbhandari et al. (SC 2020), figure 1
     peaks = [memory.peak(gpt3.with_(zero=z)) for z in (0, 1, 2, 3)]
     assert [p.optimizer < peaks[0].optimizer / 10 for p in peaks] == [False, True, True, True]
-    assert peaks[2].gradients < peaks[1].gradients / 2 and peaks[3].weights < peaks[2].weights / 2
+    assert peaks[2].gradients < peaks[1].gradients / 2
+    assert peaks[3].weights < peaks[2].weights / 2
 
 
 def test_fsdp_needs_bandwidth_and_hsdp_keeps_gathers_in_the_server() -> None:
@@ -159,7 +164,8 @@ def test_overlap_hides_traffic(gpt3: TrainingJob) -> None:
 def test_offloading_frees_the_chip_and_costs_time(gpt3: TrainingJob) -> None:
     # Rajbhandari et al. (arXiv 2104.07857): ZeRO-Infinity; NVMe is slower than host memory
     plain, cpu, nvme = (train_step(gpt3.with_(zero=1, offload_optimizer=o)) for o in ("", "cpu", "nvme"))
-    assert cpu.peak.total < plain.peak.total and cpu.peak.host > 0
+    assert cpu.peak.total < plain.peak.total
+    assert cpu.peak.host > 0
     assert plain.step_s < cpu.step_s < nvme.step_s
     acts = train_step(gpt3.with_(offload_activations="cpu"))
     assert acts.peak.activations < plain.peak.activations
@@ -172,7 +178,8 @@ def test_low_precision_is_faster_but_by_less_than_the_peaks() -> None:
     base = make_job("LLAMA3_70B", "gb200", Split(tp=2, pp=4, dp=8, vp=5), seq_len=8192, global_batch=256)
     bf16, fp8, mxfp8, nvfp4 = (rate(base.with_(precision=p)) for p in ("bf16", "fp8", "mxfp8", "nvfp4"))
     assert bf16 < mxfp8 < fp8 < nvfp4
-    assert 1.2 < fp8 / bf16 < 1.9 and nvfp4 / fp8 < 1.7
+    assert 1.2 < fp8 / bf16 < 1.9
+    assert nvfp4 / fp8 < 1.7
 
 
 def test_low_precision_without_hardware_gains_nothing() -> None:
@@ -194,14 +201,24 @@ def test_sparse_attention_grows_slower_with_context() -> None:
     dense, sparse = architecture("deepseek-ai/DeepSeek-V3"), architecture("deepseek-ai/DeepSeek-V3.2")
 
     def grows(arch: object) -> float:
-        job = make_job("deepseek-ai/DeepSeek-V3", "h800", Split(pp=16, dp=64, ep=64), seq_len=4096, global_batch=1024).with_(architecture=arch)
+        job = make_job(
+            "deepseek-ai/DeepSeek-V3", "h800", Split(pp=16, dp=64, ep=64), seq_len=4096, global_batch=1024
+        ).with_(architecture=arch)
         long = job.with_(seq_len=65536, global_batch=64 * 16)
         return rate(job) / rate(long)
 
     assert grows(sparse) < 0.8 * grows(dense)
 
 
-@pytest.mark.parametrize("name", ["nvidia/NVIDIA-Nemotron-3-Nano-30B-A3B-BF16", "Qwen3_Next_80B_a3B", "deepseek-ai/DeepSeek-V3", "openai/gpt-oss-120b"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "nvidia/NVIDIA-Nemotron-3-Nano-30B-A3B-BF16",
+        "Qwen3_Next_80B_a3B",
+        "deepseek-ai/DeepSeek-V3",
+        "openai/gpt-oss-120b",
+    ],
+)
 def test_every_kind_of_model_trains(name: str) -> None:
     job = make_job(name, "h100", Split(dp=32, ep=16), seq_len=4096, global_batch=512, recompute="full")
     result = train_step(job)
@@ -240,7 +257,9 @@ def test_the_fabric_changes_the_answer(gpt3: TrainingJob) -> None:
 
 
 def test_a_rack_wide_domain_beats_servers_of_eight_for_wide_expert_groups() -> None:
-    job = make_job("Qwen3_235B_a22B", "gb200", Split(pp=4, dp=64, ep=64), seq_len=4096, global_batch=1024, precision="mxfp8")
+    job = make_job(
+        "Qwen3_235B_a22B", "gb200", Split(pp=4, dp=64, ep=64), seq_len=4096, global_batch=1024, precision="mxfp8"
+    )
     small = job.with_(server="hgx-b200")
     assert train_step(job).breakdown["ep_s"] < train_step(small).breakdown["ep_s"]
 
@@ -258,14 +277,20 @@ def test_stragglers_slow_everybody(gpt3: TrainingJob) -> None:
 
 
 def test_scaling_from_512_to_8192_h100_loses_little_and_evenly() -> None:
-    job = make_job("LLAMA3_70B", "h100", Split(tp=4, pp=8, dp=16, vp=5), seq_len=8192, global_batch=1024, precision="bf16")
-    rates: list[StepResult] = [train_step(job.with_(split=replace(job.split, dp=16 * k), global_batch=1024 * k)) for k in (1, 4, 16)]
+    job = make_job(
+        "LLAMA3_70B", "h100", Split(tp=4, pp=8, dp=16, vp=5), seq_len=8192, global_batch=1024, precision="bf16"
+    )
+    rates: list[StepResult] = [
+        train_step(job.with_(split=replace(job.split, dp=16 * k), global_batch=1024 * k)) for k in (1, 4, 16)
+    ]
     values = [r.tokens_per_s_per_chip for r in rates]
     assert values[0] >= values[1] >= values[2] > 0.93 * values[0]
 
 
 def test_old_containers_are_slower_and_moe_graphs_faster() -> None:
-    job = make_job("Qwen3_30B_a3B", "gb200", Split(dp=8, ep=8), seq_len=4096, global_batch=512, micro_batch=4, precision="mxfp8")
+    job = make_job(
+        "Qwen3_30B_a3B", "gb200", Split(dp=8, ep=8), seq_len=4096, global_batch=512, micro_batch=4, precision="mxfp8"
+    )
     older, old, new = (rate(job.with_(version=v)) for v in ("26.02", "26.04", "26.06"))
     assert older <= old < new
 

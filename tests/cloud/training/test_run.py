@@ -85,7 +85,9 @@ def test_a_large_run_with_managed_recovery_trains_over_90_percent() -> None:
 def test_plain_recovery_and_synchronous_checkpoints_cost_time() -> None:
     managed, plain = (goodput(setting(), RunPlan("memory", recovery=r)).share.value for r in ("managed", "plain"))
     assert managed - plain > 0.05
-    object_store = [goodput(setting(512), RunPlan(c, "object_store", recovery="managed")) for c in ("sync", "async", "memory")]
+    object_store = [
+        goodput(setting(512), RunPlan(c, "object_store", recovery="managed")) for c in ("sync", "async", "memory")
+    ]
     assert object_store[0].checkpoint_stop_s > object_store[1].checkpoint_stop_s > object_store[2].checkpoint_stop_s
     assert object_store[0].share.value <= object_store[1].share.value <= object_store[2].share.value
 

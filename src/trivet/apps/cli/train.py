@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any
 
 import typer
 
@@ -22,18 +22,25 @@ def train(
     tokens: Annotated[str, typer.Option(help="Tokens to train on, e.g. 36T.")] = "",
     seq_len: Annotated[int, typer.Option(help="Tokens of a sequence.")] = 4096,
     batch_tokens: Annotated[str, typer.Option(help="Tokens of a step, e.g. 16M; default by the model's size.")] = "0",
-    precision: Annotated[str, typer.Option(help="bf16, fp16, fp8, mxfp8, nvfp4; default bf16 (fp16 where the chip lacks it).")] = "",
+    precision: Annotated[
+        str, typer.Option(help="bf16, fp16, fp8, mxfp8, nvfp4; default bf16 (fp16 where the chip lacks it).")
+    ] = "",
     framework: Annotated[str, typer.Option(help="megatron, fsdp, deepspeed.")] = "megatron",
     task: Annotated[str, typer.Option(help="pretrain, sft, lora.")] = "pretrain",
-    basis: Annotated[str, typer.Option(help="How chips are paid: tco_hyperscaler, tco_neocloud, rent_3_years, on_demand, owner.")] = "tco_hyperscaler",
-    out: Annotated[Optional[Path], typer.Option("-o", "--out", help="Folder for summary.json, report.html, timeline.json, launch.txt.")] = None,
+    basis: Annotated[
+        str, typer.Option(help="How chips are paid: tco_hyperscaler, tco_neocloud, rent_3_years, on_demand, owner.")
+    ] = "tco_hyperscaler",
+    out: Annotated[
+        Path | None,
+        typer.Option("-o", "--out", help="Folder for summary.json, report.html, timeline.json, launch.txt."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print summary.json instead of a table.")] = False,
 ) -> None:
-    """Search the parallelism and plan the run: days, MFU, memory, money, energy, goodput with failures, and what drives the spread."""
+    """Search the parallelism; plan the run: days, MFU, memory, money, energy, goodput, and what drives the spread."""
     from trivet.apps.cli.screen import progress
     from trivet.errors import TrivetError
     from trivet.interop import training_launch
-    from trivet.loop import training_plan, training_scenario
+    from trivet.loop import training_plan, training_scenario, training_summary
 
     if model.endswith((".yaml", ".yml")):
         from trivet.interop.yaml_files import read_yaml
@@ -44,14 +51,22 @@ def train(
         if not names or not chips or not tokens:
             raise TrivetError("a model needs --chip, --chips and --tokens", field="train", allowed="or a scenario file")
         raw = {
-            "model": model, "chip": names[0], "chips": chips, "tokens": count(tokens, "--tokens"), "seq_len": seq_len,
-            "batch_tokens": count(batch_tokens, "--batch-tokens"), "precision": precision, "framework": framework, "task": task, "basis": basis,
+            "model": model,
+            "chip": names[0],
+            "chips": chips,
+            "tokens": count(tokens, "--tokens"),
+            "seq_len": seq_len,
+            "batch_tokens": count(batch_tokens, "--batch-tokens"),
+            "precision": precision,
+            "framework": framework,
+            "task": task,
+            "basis": basis,
             "compare": names[1:],
         }
     wanted = training_scenario.campaigns(raw)
     with progress(enabled=not as_json) as report:
         plans = [training_plan.plan(c, report=report) for c in wanted]
-    summaries = [training_plan.summary(p) for p in plans]
+    summaries = [training_summary.summary(p) for p in plans]
     figures = training_scenario.published(raw, plans[0])
     best = plans[0].best
     launch = training_launch.launch(best.job, plans[0].campaign.tokens)
@@ -62,8 +77,12 @@ def train(
 
         with result_folder(out) as folder:
             (folder / "summary.json").write_text(json.dumps(result, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-            (folder / "report.html").write_text(html(summaries, launch, figures, str(raw.get("title", ""))), encoding="utf-8")
-            (folder / "timeline.json").write_text(training_launch.timeline_text(best.job, best.result), encoding="utf-8")
+            (folder / "report.html").write_text(
+                html(summaries, launch, figures, str(raw.get("title", ""))), encoding="utf-8"
+            )
+            (folder / "timeline.json").write_text(
+                training_launch.timeline_text(best.job, best.result), encoding="utf-8"
+            )
             (folder / "launch.txt").write_text(_launch_text(launch), encoding="utf-8")
     if as_json:
         sys.stdout.write(json.dumps(result, indent=1, allow_nan=False) + "\n")
@@ -74,5 +93,8 @@ def train(
 
 
 def _launch_text(launch: dict[str, Any]) -> str:
-    parts = [f"# {name}\n{value if isinstance(value, str) else json.dumps(value, indent=1)}\n" for name, value in launch.items()]
+    parts = [
+        f"# {name}\n{value if isinstance(value, str) else json.dumps(value, indent=1)}\n"
+        for name, value in launch.items()
+    ]
     return "\n".join(parts)

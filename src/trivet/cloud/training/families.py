@@ -42,14 +42,32 @@ SHAPES: dict[str, _Shape] = {
     "nemotron4-340b": (96, 18432, 96, 8, 192, 73728, False, 256000),
 }
 _UNTIED = ("llama2", "nemotron4")
-_ALIASES = {"gpt3": "gpt3-175b", "gpt-3": "gpt3-175b", "gpt-3-175b": "gpt3-175b", "palm": "palm-540b", "mt-nlg-530b": "turing-nlg-530b"}
+_ALIASES = {
+    "gpt3": "gpt3-175b",
+    "gpt-3": "gpt3-175b",
+    "gpt-3-175b": "gpt3-175b",
+    "palm": "palm-540b",
+    "mt-nlg-530b": "turing-nlg-530b",
+}
 _SIZE = re.compile(r"^(?P<family>[a-z][a-z0-9.]*?)[-_ ]?(?P<size>\d+(\.\d+)?)(?P<unit>[mbt])$")
 _UNITS = {"m": 1e6, "b": 1e9, "t": 1e12}
 
 
 def decoder(
-    name: str, layers: int, hidden: int, heads: int, kv_heads: int, head_dim: int, intermediate: int, *, gated: bool, vocab: int,
-    tied: bool = True, max_context: int = 2048, experts: int = 0, top_k: int = 0,
+    name: str,
+    layers: int,
+    hidden: int,
+    heads: int,
+    kv_heads: int,
+    head_dim: int,
+    intermediate: int,
+    *,
+    gated: bool,
+    vocab: int,
+    tied: bool = True,
+    max_context: int = 2048,
+    experts: int = 0,
+    top_k: int = 0,
 ) -> Architecture:
     """A stack of equal decoder layers; with ``experts`` every feed-forward is a mixture of them."""
     mixer = Mixer("attention", heads, kv_heads, head_dim, head_dim)
@@ -65,8 +83,17 @@ def decoder(
     components = {"embedding": embedding, "attention": layers * attention, "norms": layers * norms + hidden}
     components["feed_forward"] = layers * (each - attention - norms)
     return Architecture(
-        name, "decoder", hidden, vocab, (Layer(mixer, ffn, layers),), tied, max_context, Quantisation(),
-        layers * each + embedding + hidden, layers * active + embedding + hidden, components,
+        name,
+        "decoder",
+        hidden,
+        vocab,
+        (Layer(mixer, ffn, layers),),
+        tied,
+        max_context,
+        Quantisation(),
+        layers * each + embedding + hidden,
+        layers * active + embedding + hidden,
+        components,
     )
 
 
@@ -92,7 +119,9 @@ def named(name: str, parameters: float = 0.0) -> Architecture:
         return qwen3_next(name)
     if key in SHAPES:
         layers, hidden, heads, kv, width, ffn, gated, vocab = SHAPES[key]
-        return decoder(name, layers, hidden, heads, kv, width, ffn, gated=gated, vocab=vocab, tied=not key.startswith(_UNTIED))
+        return decoder(
+            name, layers, hidden, heads, kv, width, ffn, gated=gated, vocab=vocab, tied=not key.startswith(_UNTIED)
+        )
     match = _SIZE.match(key)
     size = parameters or (float(match["size"]) * _UNITS[match["unit"]] if match else 0.0)
     if not size:
@@ -105,7 +134,9 @@ def qwen3_next(name: str = "Qwen3-Next-80B-A3B") -> Architecture:
     hidden, vocab = 2048, 151936
     scan = Mixer("scan", scan_kind="gdn", key_heads=16, key_dim=128, value_heads=32, value_dim=128, conv_width=4)
     attention = Mixer("attention", 16, 2, 256, 256, output_gate=True, qk_norm=True)
-    experts = FeedForward("moe", gated=True, experts=512, top_k=10, expert_intermediate=512, shared_intermediate=512, shared_gate=True)
+    experts = FeedForward(
+        "moe", gated=True, experts=512, top_k=10, expert_intermediate=512, shared_intermediate=512, shared_gate=True
+    )
     stack = (Layer(scan, experts, 36), Layer(attention, experts, 12))
     each = 3 * hidden * 512
     mixers = 36 * hidden * (2 * 2048 + 2 * 4096 + 64 + 4096) + 12 * hidden * 256 * (2 * 16 + 4 + 16)
@@ -113,8 +144,18 @@ def qwen3_next(name: str = "Qwen3-Next-80B-A3B") -> Architecture:
     components = {"embedding": embedding, "attention": mixers, "norms": norms, "experts": 48 * (513 * each + router)}
     order = tuple(1 if i % 4 == 3 else 0 for i in range(48))
     return Architecture(
-        name, "qwen3_next", hidden, vocab, stack, False, 262144, Quantisation(), sum(components.values()),
-        embedding + mixers + norms + 48 * (11 * each + router), components, order=order,
+        name,
+        "qwen3_next",
+        hidden,
+        vocab,
+        stack,
+        False,
+        262144,
+        Quantisation(),
+        sum(components.values()),
+        embedding + mixers + norms + 48 * (11 * each + router),
+        components,
+        order=order,
     )
 
 

@@ -49,7 +49,7 @@ class Split:
             raise TrivetError(f"unknown schedule {self.schedule!r}", field="schedule", allowed=SCHEDULES)
         if (self.tp * self.cp * self.dp) % (self.ep * self.etp):
             raise DoesNotFit(
-                f"ep {self.ep} x etp {self.etp} does not divide the tp x cp x dp = {self.tp * self.cp * self.dp} chips of a stage",
+                f"ep {self.ep} x etp {self.etp} does not divide the {self.tp * self.cp * self.dp} chips of tp x cp x dp",
                 field="ep",
             )
         if self.stage_layers and len(self.stage_layers) != self.pp:
@@ -121,11 +121,21 @@ class TrainingJob:
 
     def __post_init__(self) -> None:
         for name, allowed in (
-            ("precision", PRECISIONS), ("framework", FRAMEWORKS), ("task", TASKS), ("recompute", RECOMPUTE), ("tp_comm", TP_COMM),
-            ("dispatch_dtype", ("bf16", "fp8")), ("gradient_dtype", ("", "bf16", "fp32")), ("offload_optimizer", OFFLOADS), ("offload_weights", OFFLOADS), ("offload_activations", OFFLOADS),
+            ("precision", PRECISIONS),
+            ("framework", FRAMEWORKS),
+            ("task", TASKS),
+            ("recompute", RECOMPUTE),
+            ("tp_comm", TP_COMM),
+            ("dispatch_dtype", ("bf16", "fp8")),
+            ("gradient_dtype", ("", "bf16", "fp32")),
+            ("offload_optimizer", OFFLOADS),
+            ("offload_weights", OFFLOADS),
+            ("offload_activations", OFFLOADS),
         ):
             if getattr(self, name) not in allowed:
-                raise TrivetError(f"unknown value {getattr(self, name)!r}", field=name, allowed=[repr(a) for a in allowed])
+                raise TrivetError(
+                    f"unknown value {getattr(self, name)!r}", field=name, allowed=[repr(a) for a in allowed]
+                )
         for name in ("seq_len", "global_batch", "micro_batch", "parameter_sharing", "lora_rank"):
             if getattr(self, name) < 1:
                 raise TrivetError(f"{getattr(self, name)} is not positive", field=name)
@@ -135,7 +145,8 @@ class TrainingJob:
             raise TrivetError("distillation needs a teacher", field="teacher")
         if self.global_batch % (self.split.dp * self.micro_batch):
             raise DoesNotFit(
-                f"{self.global_batch} sequences do not divide into dp {self.split.dp} x micro-batch {self.micro_batch}", field="global_batch"
+                f"{self.global_batch} sequences do not divide into dp {self.split.dp} x micro-batch {self.micro_batch}",
+                field="global_batch",
             )
         layers = self.architecture.num_layers
         if self.split.pp * self.split.vp > layers + 2:  # the embedding and the head may count as layers

@@ -44,7 +44,10 @@ def rank_layers(job: TrainingJob) -> list[list[Layer]]:
     counts, pp, vp = stage_layers(job), job.split.pp, job.split.vp
     if vp > 1 and job.split.pipeline == "interleaved" and len(stack) % (pp * vp) == 0:
         size = len(stack) // (pp * vp)
-        return [[layer for v in range(vp) for layer in stack[(v * pp + r) * size : (v * pp + r + 1) * size]] for r in range(pp)]
+        return [
+            [layer for v in range(vp) for layer in stack[(v * pp + r) * size : (v * pp + r + 1) * size]]
+            for r in range(pp)
+        ]
     ranks, at = [], 0
     for count in counts:
         ranks.append(stack[at : at + count])

@@ -14,7 +14,22 @@ from trivet.model.architecture import Architecture
 
 _PIECE = re.compile(r"a?\d+x\d+b|a?\d+(?:\.\d+)?[mbt](?![a-z])|v\d+(?:\.\d+)?|k\d+(?:\.\d+)?|\d+(?:\.\d+)?|[a-z]+")
 _SIZE = re.compile(r"^a?\d+(\.\d+)?[mbt]$|^\d+x\d+b$")
-_NOISE = {"meta", "nvidia", "instruct", "base", "chat", "it", "hf", "bf", "fp", "nvfp", "thinking", "static", "pertensor", "preview"}
+_NOISE = {
+    "meta",
+    "nvidia",
+    "instruct",
+    "base",
+    "chat",
+    "it",
+    "hf",
+    "bf",
+    "fp",
+    "nvfp",
+    "thinking",
+    "static",
+    "pertensor",
+    "preview",
+}
 
 
 def pieces(name: str) -> tuple[str, ...]:
@@ -28,7 +43,7 @@ def _compact(name: str) -> str:
 
 
 def _version_matches(asked: str, found: str) -> bool:
-    """"3" is met by "3" and by a later minor release such as "3.1"."""
+    """ "3" is met by "3" and by a later minor release such as "3.1"."""
     return asked == found or found.startswith(asked + ".")
 
 
@@ -36,7 +51,9 @@ def _score(asked: tuple[str, ...], found: tuple[str, ...]) -> float | None:
     """How well a catalogue name answers; None if it is another model. Less is better."""
     want, have = list(asked), list(found)
     for piece in [p for p in want if p not in _NOISE]:
-        match = next((h for h in have if h == piece), None) or next((h for h in have if _version_matches(piece, h)), None)
+        match = next((h for h in have if h == piece), None) or next(
+            (h for h in have if _version_matches(piece, h)), None
+        )
         if match is None:
             return None
         have.remove(match)
@@ -70,10 +87,22 @@ def architecture(name: str, parameters: float = 0.0) -> Architecture:
     try:
         return families.named(name, parameters)
     except UnknownName as error:
-        raise UnknownName(f"no model named {name!r}", field="model", allowed=catalogue.similar(name) or sorted(families.SHAPES)) from error
+        raise UnknownName(
+            f"no model named {name!r}", field="model", allowed=catalogue.similar(name) or sorted(families.SHAPES)
+        ) from error
 
 
 def trainable(found: Architecture) -> Architecture:
     """The same model without its checkpoint's quantisation: training stores BF16."""
-    return replace(found, quantisation=replace(found.quantisation, default="bf16", attention="bf16", experts="bf16", dense="bf16",
-                                               head="bf16", kv_cache="bf16"))
+    return replace(
+        found,
+        quantisation=replace(
+            found.quantisation,
+            default="bf16",
+            attention="bf16",
+            experts="bf16",
+            dense="bf16",
+            head="bf16",
+            kv_cache="bf16",
+        ),
+    )

@@ -47,8 +47,13 @@ def strides(job: TrainingJob) -> dict[str, int]:
     """Chips between neighbours of each parallel group."""
     split = job.split
     return {
-        "tp": 1, "ep": 1, "cp": split.tp, "dp": split.tp * split.cp, "dp_cp": split.tp,
-        "expert_dp": split.ep * split.etp, "pp": split.tp * split.cp * split.dp,
+        "tp": 1,
+        "ep": 1,
+        "cp": split.tp,
+        "dp": split.tp * split.cp,
+        "dp_cp": split.tp,
+        "expert_dp": split.ep * split.etp,
+        "pp": split.tp * split.cp * split.dp,
     }
 
 

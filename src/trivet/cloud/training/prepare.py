@@ -12,6 +12,7 @@ from trivet.cloud.training.memory import RankMemory, RankParameters
 from trivet.cloud.training.network import Fabric, Network
 from trivet.errors import Unsupported
 from trivet.model.architecture import Layer
+from trivet.operators import Transfer
 
 Comm = dict[str, float]  # seconds by axis, nothing hidden
 
@@ -57,7 +58,7 @@ class Prepared:
     host: str = ""  # CPU of the server
 
 
-def _comm(transfers: tuple[workload.Transfer, ...], fabric: Fabric) -> Comm:
+def _comm(transfers: tuple[Transfer, ...], fabric: Fabric) -> Comm:
     found: Comm = {}
     for t in transfers:
         found[t.axis] = found.get(t.axis, 0.0) + fabric.transfer(t)
@@ -79,8 +80,13 @@ def _expert_comm(job: TrainingJob, layer: Layer, comm: Comm, fabric: Fabric) -> 
 def layer_part(job: TrainingJob, work: workload.LayerWork, fabric: Fabric, *, expert: bool) -> LayerPart:
     chip = job.chip
     return LayerPart(
-        kernels.ideal(work.forward, chip), kernels.ideal(work.inputs, chip), kernels.ideal(work.weights, chip),
-        kernels.ideal(work.core, chip), _comm(work.forward_transfers, fabric), _comm(work.backward_transfers, fabric), expert,
+        kernels.ideal(work.forward, chip),
+        kernels.ideal(work.inputs, chip),
+        kernels.ideal(work.weights, chip),
+        kernels.ideal(work.core, chip),
+        _comm(work.forward_transfers, fabric),
+        _comm(work.backward_transfers, fabric),
+        expert,
     )
 
 
@@ -89,7 +95,10 @@ def _gather_s(job: TrainingJob, p: RankParameters, fabric: Fabric) -> float:
     if job.zero != 3:
         return 0.0
     total, group = 0.0, job.shards
-    for params, ways, axis in ((p.dense + p.embedding, group, "dp_cp"), (p.expert, min(group, job.split.expert_dp), "expert_dp")):
+    for params, ways, axis in (
+        (p.dense + p.embedding, group, "dp_cp"),
+        (p.expert, min(group, job.split.expert_dp), "expert_dp"),
+    ):
         total += 2.0 * fabric.seconds("all_gather", 2.0 * params, ways, axis)
         total += fabric.seconds("reduce_scatter", 2.0 * params, ways, axis) if job.task != "lora" else 0.0
     return total
@@ -98,7 +107,10 @@ def _gather_s(job: TrainingJob, p: RankParameters, fabric: Fabric) -> float:
 def _exchange_s(job: TrainingJob, p: RankParameters, trained: float, fabric: Fabric) -> float:
     """Gradients reduced and updated weights gathered over the replicas, once a step, BF16."""
     split, total = job.split, 0.0
-    for params, ways, axis in ((p.dense + p.embedding, split.dp * split.cp, "dp_cp"), (p.expert, split.expert_dp, "expert_dp")):
+    for params, ways, axis in (
+        (p.dense + p.embedding, split.dp * split.cp, "dp_cp"),
+        (p.expert, split.expert_dp, "expert_dp"),
+    ):
         size = 2.0 * params * trained
         if job.zero == 3:
             inner = min(job.shards, ways)
@@ -162,17 +174,32 @@ def prepare(job: TrainingJob, net: Network | None = None) -> Prepared:
         if p not in gathers:
             gathers[p] = (_gather_s(job, p, fabric), _exchange_s(job, p, trained, fabric))
         expert_shards = max(1, min(job.shards, job.split.expert_dp))
-        own = adapters / job.shards if job.task == "lora" else (p.dense + p.embedding) / job.shards + p.expert / expert_shards
+        own = (
+            adapters / job.shards
+            if job.task == "lora"
+            else (p.dense + p.embedding) / job.shards + p.expert / expert_shards
+        )
         redo = 0 if job.recompute != "full" else min(job.recompute_layers or len(layers), len(layers))
-        ranks.append(RankPart(
-            _count(layers, kinds), _count(layers[:redo], kinds),
-            ((first,) if r == 0 else ()) + ((last,) if r == job.split.pp - 1 else ()),
-            gathers[p][0], _offload_s(job, layers, p), gathers[p][1], *_update(job, own),
-        ))
+        ranks.append(
+            RankPart(
+                _count(layers, kinds),
+                _count(layers[:redo], kinds),
+                ((first,) if r == 0 else ()) + ((last,) if r == job.split.pp - 1 else ()),
+                gathers[p][0],
+                _offload_s(job, layers, p),
+                gathers[p][1],
+                *_update(job, own),
+            )
+        )
     tokens = job.micro_batch * job.seq_len / job.split.cp / (job.split.tp if job.split.sequence_parallel else 1)
     send = fabric.send(2.0 * tokens * job.architecture.hidden) if job.split.pp > 1 else 0.0
     return Prepared(
-        job, kernels.point(job.chip, "bf16"), parts, tuple(ranks), send, memory.memory(job),
+        job,
+        kernels.point(job.chip, "bf16"),
+        parts,
+        tuple(ranks),
+        send,
+        memory.memory(job),
         workload.model_flops_per_token(job.architecture, job.seq_len, job.task, job.document_tokens),
         net.server.host,
     )
@@ -183,7 +210,8 @@ def _expert_part(job: TrainingJob, layer: Layer, fabric: Fabric) -> LayerPart:
     if not part.expert:
         return part
     return replace(
-        part, forward_comm=_expert_comm(job, layer, part.forward_comm, fabric),
+        part,
+        forward_comm=_expert_comm(job, layer, part.forward_comm, fabric),
         backward_comm=_expert_comm(job, layer, part.backward_comm, fabric),
     )
 

@@ -29,7 +29,9 @@ class Constants:
     grouped: float = 0.8  # grouped products over plain ones
     attention_forward: float = 1.0
     attention_backward: float = 0.8  # over the forward pass's rate
-    attention_framework: dict[str, float] = field(default_factory=lambda: {"fsdp-2023": 0.7, "fsdp-2023.hopper": 0.7})  # kernels of 2023
+    attention_framework: dict[str, float] = field(
+        default_factory=lambda: {"fsdp-2023": 0.7, "fsdp-2023.hopper": 0.7}
+    )  # kernels of 2023
     scan: float = 0.1
     stream: float = 0.8  # share of the memory bandwidth
     stream_factor: dict[str, float] = field(default_factory=lambda: {"megatron": 1.0, "fsdp": 1.3, "deepspeed": 1.3})
@@ -50,7 +52,9 @@ class Constants:
     exposed_fsdp: float = 0.5
     transfer: float = 1.0  # time of collectives over the fabric model's
     optimizer: float = 1.5  # over the compulsory traffic of the update
-    drift: float = 0.01  # time lost a month by containers older than the newest calibrated spring (26.04), at most three
+    drift: float = (
+        0.01  # time lost a month by containers older than the newest calibrated spring (26.04), at most three
+    )
     step_s: float = 5e-3  # data loading, clipping, logging: once a step
     log_sigma: float = 0.08  # what is left on models and shapes that were not calibrated
     sigma: dict[str, float] = field(default_factory=dict)  # extra spread where a job leaves what was calibrated

@@ -31,14 +31,19 @@ CHECKPOINTS = ("sync", "async", "memory")
 TARGETS = ("nvme", "object_store")
 # Barrier, serialisation and book-keeping that stop training whatever the bytes: PyTorch's asynchronous distributed
 # checkpoints stop a 7B job 6.3 s (PyTorch blog, 2024), in-memory ones about a second.
-_FIXED_STOP = {"sync": between(3.0, 12.0, "fixed stop of a checkpoint"), "async": between(3.0, 12.0, "fixed stop of a checkpoint"),
-               "memory": between(0.5, 3.0, "fixed stop of a checkpoint")}
+_FIXED_STOP = {
+    "sync": between(3.0, 12.0, "fixed stop of a checkpoint"),
+    "async": between(3.0, 12.0, "fixed stop of a checkpoint"),
+    "memory": between(0.5, 3.0, "fixed stop of a checkpoint"),
+}
 CHECKPOINT_BYTES = 14.0  # a parameter: BF16 weight, FP32 master and two moments
 
 
 @lru_cache(maxsize=1)
 def _failures() -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((resources.files("trivet.data") / "calibration" / "training_failures.json").read_text("utf-8"))
+    found: dict[str, Any] = json.loads(
+        (resources.files("trivet.data") / "calibration" / "training_failures.json").read_text("utf-8")
+    )
     return found
 
 
@@ -78,7 +83,12 @@ def recovery(kind: str) -> Recovery:
     if kind not in known:
         raise TrivetError(f"unknown recovery {kind!r}", field="recovery", allowed=sorted(known))
     raw = known[kind]
-    return Recovery(*(between(*raw[f"{part}_s"], f"{part} after a failure") for part in ("detection", "localisation", "restart")))
+
+    def part(name: str) -> Estimate:
+        lo, hi = raw[f"{name}_s"]
+        return between(float(lo), float(hi), f"{name} after a failure")
+
+    return Recovery(part("detection"), part("localisation"), part("restart"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +165,11 @@ def segment_share(rate_per_s: float, interval_s: float, stop_s: float, recovery_
     """Goodput of work ``interval_s`` between stops of ``stop_s`` under failures."""
     if rate_per_s <= 0:
         return interval_s / (interval_s + stop_s)
-    expected = math.exp(min(rate_per_s * recovery_s, 500.0)) / rate_per_s * math.expm1(min(rate_per_s * (interval_s + stop_s), 500.0))
+    expected = (
+        math.exp(min(rate_per_s * recovery_s, 500.0))
+        / rate_per_s
+        * math.expm1(min(rate_per_s * (interval_s + stop_s), 500.0))
+    )
     return interval_s / expected
 
 
@@ -197,7 +211,9 @@ def goodput(setting: Setting, plan: RunPlan) -> Goodput:
     """Expected share of effective training time, with the spread of rates, recovery and storage."""
     base = _evaluate(setting, plan, {})
     names = {
-        **chip_failure_rate().spread, **recovery(plan.recovery).total_s.spread, **_write_s(setting, plan).spread,
+        **chip_failure_rate().spread,
+        **recovery(plan.recovery).total_s.spread,
+        **_write_s(setting, plan).spread,
         **_FIXED_STOP[plan.checkpoint].spread,
     }
     fixed = replace(plan, interval_s=base.interval_s)  # spares follow the rate that the fleet shows
@@ -241,7 +257,9 @@ def _evaluate(setting: Setting, plan: RunPlan, shift: dict[str, float]) -> Goodp
     # an asynchronous checkpoint is safe only when its bytes have landed: a failure loses that much more
     behind = write if plan.checkpoint == "async" else 0.0
     share = segment_share(rate, interval, stop, recover + behind)
-    hardware = sum(r for c, r in failure_rates().items() if component_kinds()[c] != "software") / sum(failure_rates().values())
+    hardware = sum(r for c, r in failure_rates().items() if component_kinds()[c] != "software") / sum(
+        failure_rates().values()
+    )
     failed_mean = rate * hardware * plan.repair_s
     group = setting.server.chips
     spares = plan.spares if plan.spares >= 0 else spares_needed(failed_mean, group)
@@ -256,11 +274,25 @@ def _evaluate(setting: Setting, plan: RunPlan, shift: dict[str, float]) -> Goodp
     stops = stop / (interval + stop)
     recovering = rate * recover
     lost = {
-        "checkpoints": stops, "recovery": recovering, "lost work": max(0.0, 1 - share - stops - recovering), "waiting for servers": waiting,
+        "checkpoints": stops,
+        "recovery": recovering,
+        "lost work": max(0.0, 1 - share - stops - recovering),
+        "waiting for servers": waiting,
         "planned": plan.planned_share,
     }
     scale = per_chip / sum(failure_rates().values()) * setting.chips * DAY_S
     return Goodput(
-        Estimate(available), 1 / rate if rate else math.inf, interval, young, daly_interval_s(rate, stop) if rate else math.inf, stop, write,
-        recover, spares, available, available, lost, {c: r * scale for c, r in failure_rates().items()},
+        Estimate(available),
+        1 / rate if rate else math.inf,
+        interval,
+        young,
+        daly_interval_s(rate, stop) if rate else math.inf,
+        stop,
+        write,
+        recover,
+        spares,
+        available,
+        available,
+        lost,
+        {c: r * scale for c, r in failure_rates().items()},
     )

@@ -37,7 +37,9 @@ def bubble_s(schedule: str, pp: Number, vp: Number, forward_s: Number, input_s: 
     if schedule == "dualpipe":
         # (p/2 - 1)(F&B + B - 3W) with F&B = F + B_in + W overlapped and B = B_in + W
         both = np.asarray(forward_s, float) + input_s + weight_s
-        return np.maximum(np.asarray(pp, float) / 2 - 1, 0.0) * np.maximum(both + input_s + weight_s - 3 * np.asarray(weight_s, float), 0.0)
+        return np.maximum(np.asarray(pp, float) / 2 - 1, 0.0) * np.maximum(
+            both + input_s + weight_s - 3 * np.asarray(weight_s, float), 0.0
+        )
     raise Unsupported(f"no bubble known for {schedule!r}", field="schedule")
 
 
@@ -108,7 +110,9 @@ def timeline(
     if schedule == "dualpipe":
         raise Unsupported("the timeline of DualPipe is not drawn; its bubble is in closed form", field="schedule")
     if vp > 1 and micro_batches % pp:
-        raise Unsupported(f"interleaving needs micro-batches in multiples of pp {pp}, got {micro_batches}", field="global_batch")
+        raise Unsupported(
+            f"interleaving needs micro-batches in multiples of pp {pp}, got {micro_batches}", field="global_batch"
+        )
     split_weight = schedule == "zero_bubble"
     orders = [_order(schedule, pp, vp, rank, micro_batches) for rank in range(pp)]
     cursor, clock = [0] * pp, [0.0] * pp
@@ -173,7 +177,12 @@ def span_s(slots: Sequence[Slot]) -> float:
 
 
 def pipeline_s(
-    schedule: str, vp: int, micro_batches: int, forward_s: NDArray[np.float64], input_s: NDArray[np.float64], weight_s: NDArray[np.float64]
+    schedule: str,
+    vp: int,
+    micro_batches: int,
+    forward_s: NDArray[np.float64],
+    input_s: NDArray[np.float64],
+    weight_s: NDArray[np.float64],
 ) -> float:
     """Time of one step's passes through an uneven pipeline, closed form: the slowest rank works without a pause, the
     others fill and drain it (exact for equal stages; tested against ``timeline``)."""
@@ -182,5 +191,9 @@ def pipeline_s(
     if schedule in ("1f1b", "gpipe", "interleaved"):
         fill = float(np.sum(whole) - whole[slow]) / (vp if schedule == "interleaved" else 1)
     else:
-        fill = float(bubble_s(schedule, len(whole), vp, np.mean(forward_s), np.mean(input_s), np.mean(weight_s)))
+        fill = float(
+            bubble_s(
+                schedule, len(whole), vp, float(np.mean(forward_s)), float(np.mean(input_s)), float(np.mean(weight_s))
+            )
+        )
     return float(whole[slow]) * micro_batches + fill

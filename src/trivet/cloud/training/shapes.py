@@ -37,7 +37,9 @@ def mixer_parameters(mixer: Mixer, hidden: int) -> tuple[float, float]:
         up_kv = mixer.kv_lora_rank * mixer.heads * (mixer.nope_head_dim + mixer.v_head_dim)
         down = hidden * (mixer.q_lora_rank + mixer.kv_lora_rank + mixer.rope_head_dim)
         index = mixer.index_heads * mixer.index_head_dim * (mixer.q_lora_rank or hidden) + hidden * mixer.index_head_dim
-        return float(up_q + up_kv + hidden * mixer.heads * mixer.v_head_dim), float(down + (index if mixer.index_heads else 0))
+        return float(up_q + up_kv + hidden * mixer.heads * mixer.v_head_dim), float(
+            down + (index if mixer.index_heads else 0)
+        )
     if mixer.kind == "scan":
         inner_k, inner_v = scan_widths(mixer)
         gate = inner_v
@@ -124,7 +126,7 @@ def saved_elements(layer: Layer, hidden: int) -> SavedElements:
     if ffn.kind != "none":
         whole_other += hidden
         whole_gemm += hidden
-    hidden_of = (3 if ffn.gated else 2)
+    hidden_of = 3 if ffn.gated else 2
     if ffn.kind == "dense":
         split_other += (hidden_of - 1) * ffn.intermediate
         split_gemm += ffn.intermediate
@@ -138,4 +140,6 @@ def saved_elements(layer: Layer, hidden: int) -> SavedElements:
         split_gemm += ffn.shared_intermediate
         core += ffn.top_k * ffn.expert_intermediate + ffn.shared_intermediate
         whole_other += 2 * ffn.experts if ffn.experts else 0.0
-    return SavedElements(split_gemm, split_other, whole_gemm, whole_other, expert_gemm, expert_other, float(hidden), core)
+    return SavedElements(
+        split_gemm, split_other, whole_gemm, whole_other, expert_gemm, expert_other, float(hidden), core
+    )

@@ -21,7 +21,18 @@ from trivet.cloud.training.prepare import LayerPart, Prepared, RankPart, prepare
 from trivet.cloud.training.profile import Constants, shipped
 
 COMPONENTS = (
-    "compute_s", "recompute_s", "host_s", "tp_s", "cp_s", "ep_s", "pp_s", "bubble_s", "dp_s", "offload_s", "optimizer_s", "other_s",
+    "compute_s",
+    "recompute_s",
+    "host_s",
+    "tp_s",
+    "cp_s",
+    "ep_s",
+    "pp_s",
+    "bubble_s",
+    "dp_s",
+    "offload_s",
+    "optimizer_s",
+    "other_s",
 )
 
 
@@ -106,7 +117,11 @@ def _hides_exchange(job: TrainingJob) -> bool:
 
 def visible_share(job: TrainingJob, c: Constants, axis: str) -> float:
     """Share of an axis's transfers that stays visible."""
-    hidden = {"tp": (job.overlap.tp, c.exposed_tp), "cp": (job.overlap.cp, c.exposed_cp), "ep": (_hides_exchange(job), c.exposed_ep)}
+    hidden = {
+        "tp": (job.overlap.tp, c.exposed_tp),
+        "cp": (job.overlap.cp, c.exposed_cp),
+        "ep": (_hides_exchange(job), c.exposed_ep),
+    }
     on, share = hidden.get(axis, (False, 1.0))
     return (share if on else 1.0) * c.transfer
 
@@ -125,11 +140,17 @@ class _LayerTimes:
 def _layer_times(part: LayerPart, prepared: Prepared, c: Constants) -> _LayerTimes:
     job, p = prepared.job, prepared.point
     late = 1.0 + c.drift * software_age(job)
-    passes = [late * kernels.total(x, p, c, job.framework, job.version) for x in (part.forward, part.inputs, part.weights, part.core)]
-    comm = [{axis: s * visible_share(job, c, axis) for axis, s in x.items()} for x in (part.forward_comm, part.backward_comm)]
+    passes = [
+        late * kernels.total(x, p, c, job.framework, job.version)
+        for x in (part.forward, part.inputs, part.weights, part.core)
+    ]
+    comm = [
+        {axis: s * visible_share(job, c, axis) for axis, s in x.items()}
+        for x in (part.forward_comm, part.backward_comm)
+    ]
     host = (c.host_expert_s if part.expert else c.host_dense_s) * (c.host_captured if captured(job) else 1.0)
     host *= c.host_grace if "grace" in prepared.host else 1.0
-    return _LayerTimes(*passes, host, *comm)
+    return _LayerTimes(passes[0], passes[1], passes[2], passes[3], host, comm[0], comm[1])
 
 
 def _rank_times(rank: RankPart, times: list[_LayerTimes], prepared: Prepared, c: Constants) -> RankTimes:
@@ -162,8 +183,12 @@ def _rank_times(rank: RankPart, times: list[_LayerTimes], prepared: Prepared, c:
     offload = max(rank.offload_s - joined, 0.0)
     send = 2.0 * job.split.vp * prepared.send_s * c.transfer * (c.exposed_pp if job.overlap.pp else 1.0)
     parts |= {
-        "compute_s": device - recompute, "recompute_s": recompute, "host_s": joined - device, "dp_s": gather,
-        "offload_s": offload, "pp_s": send,
+        "compute_s": device - recompute,
+        "recompute_s": recompute,
+        "host_s": joined - device,
+        "dp_s": gather,
+        "offload_s": offload,
+        "pp_s": send,
     }
     f = forward * stretch + forward_comm + gather / 3 + offload / 2 + send / 2
     b = (inputs + recompute) * stretch + backward_comm + gather * 2 / 3 + offload / 2 + send / 2
@@ -189,7 +214,9 @@ def finish(prepared: Prepared, c: Constants) -> StepResult:
         whole = rank.exchange_s * c.transfer
         # the last backward and the first forward pass hide it, chunk by chunk
         exchange = max(exchange, max(c.exposed_dp * whole, whole - t.total) if job.overlap.dp else whole)
-    update = max(r.update_bytes / prepared.point.bandwidth / c.stream * c.optimizer + r.update_host_s for r in prepared.ranks)
+    update = max(
+        r.update_bytes / prepared.point.bandwidth / c.stream * c.optimizer + r.update_host_s for r in prepared.ranks
+    )
     breakdown = {name: value * micro for name, value in ranks[slow].parts.items()}
     breakdown["bubble_s"] = running - ranks[slow].total * micro
     breakdown["dp_s"] += exchange
@@ -199,8 +226,15 @@ def finish(prepared: Prepared, c: Constants) -> StepResult:
     rate = job.tokens_per_step / step / job.split.chips
     flops = prepared.flops_per_token * rate
     return StepResult(
-        step, rate, flops, flops / prepared.point.peak_flops, spread(job, prepared, c, breakdown), breakdown, prepared.memory,
-        job.chip.get("memory_bytes") or 0.0, tuple(ranks),
+        step,
+        rate,
+        flops,
+        flops / prepared.point.peak_flops,
+        spread(job, prepared, c, breakdown),
+        breakdown,
+        prepared.memory,
+        job.chip.get("memory_bytes") or 0.0,
+        tuple(ranks),
     )
 
 
@@ -233,7 +267,9 @@ def spread(job: TrainingJob, prepared: Prepared, c: Constants, breakdown: dict[s
     if job.chip.name not in CALIBRATED:
         found["software on a chip without measured runs"] = c.sigma.get("chip", 0.0)
     if not kernels.measured_name(p, c):
-        found[f"{job.chip.name} sustained share of the peak"] = busy * (0.05 if p.bench[0] > 0 else kernels.UNMEASURED_SIGMA)
+        found[f"{job.chip.name} sustained share of the peak"] = busy * (
+            0.05 if p.bench[0] > 0 else kernels.UNMEASURED_SIGMA
+        )
     if job.framework not in ("megatron", "fsdp"):
         found["framework without measured runs"] = c.sigma.get("framework", 0.0)
     return found

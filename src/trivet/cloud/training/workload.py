@@ -22,7 +22,13 @@ from trivet.operators import Attention, Compute, Gemm, GroupedGemm, Operator, Sc
 _ENDS = {"embedding", "embedding_all_reduce", "final_norm", "lm_head", "logits_all_gather", "sample", "stage_send"}
 _SERVING_ONLY = {"kv_write", "index_write"}
 GEMM_DTYPE = {
-    "bf16": "bf16", "fp16": "fp16", "fp32": "fp32", "fp8": "fp8", "mxfp8": "mxfp8", "nvfp4": "nvfp4", "int8": "int8",
+    "bf16": "bf16",
+    "fp16": "fp16",
+    "fp32": "fp32",
+    "fp8": "fp8",
+    "mxfp8": "mxfp8",
+    "nvfp4": "nvfp4",
+    "int8": "int8",
 }
 QUANTISED = ("fp8", "mxfp8", "nvfp4", "int8")
 ADJOINT = {"all_gather": "reduce_scatter", "reduce_scatter": "all_gather"}
@@ -71,7 +77,9 @@ def forward_operators(job: TrainingJob, layer: Layer) -> list[Operator]:
     kinds = {"weight_dtype": dtype, "moe_dtype": dtype, "kv_dtype": "bf16"}
     found: list[Operator] = []
     if layer.mixer.kind != "none" or dense.kind != "none":
-        found += _strip(model_layers.operators(_single(arch, layer.mixer, dense), _batch(job, sequences, document), layout, **kinds))
+        found += _strip(
+            model_layers.operators(_single(arch, layer.mixer, dense), _batch(job, sequences, document), layout, **kinds)
+        )
     if ffn.kind == "moe":
         found += _expert_operators(job, ffn, kinds)
     return [_context(job, layer.mixer, o) for o in found]
@@ -83,7 +91,9 @@ def _expert_operators(job: TrainingJob, ffn: FeedForward, kinds: dict[str, str])
     own = job.micro_batch * job.seq_len / split.cp / split.tp
     group = split.ep * split.etp
     layout = Layout(attention_dp=group, moe_ep=split.ep, moe_tp=split.etp, expert_skew=job.expert_skew)
-    found = _strip(model_layers.operators(_single(job.architecture, _NO_MIXER, ffn), _batch(job, 1.0, own), layout, **kinds))
+    found = _strip(
+        model_layers.operators(_single(job.architecture, _NO_MIXER, ffn), _batch(job, 1.0, own), layout, **kinds)
+    )
     if split.tp > 1:  # tokens come to the experts' block scattered over tp, but the residual stream is whole in between
         size = 2.0 * own * split.tp * job.architecture.hidden
         found += [Transfer("moe_sp_gather", "all_gather", size, split.tp, "tp")] if ffn.shared_intermediate else []
@@ -131,7 +141,9 @@ def quantise_streams(operators: Iterable[Compute], passes: float) -> list[Comput
     found: list[Compute] = []
     for o in operators:
         if isinstance(o, Gemm) and o.dtype in QUANTISED:
-            found.append(Stream(o.name + ".cast", np.asarray(o.m, float) * o.k * 4.0 * passes, dtype=o.dtype, count=o.count))
+            found.append(
+                Stream(o.name + ".cast", np.asarray(o.m, float) * o.k * 4.0 * passes, dtype=o.dtype, count=o.count)
+            )
         elif isinstance(o, GroupedGemm) and o.dtype in QUANTISED:
             width = np.asarray(o.hidden, float) + o.intermediate
             found.append(Stream(o.name + ".cast", o.local_rows * width * 4.0 * passes, dtype=o.dtype, count=o.count))
@@ -156,12 +168,20 @@ def layer_work(job: TrainingJob, layer: Layer) -> LayerWork:
         forward += _adapters(job, compute)
         weights = [w for o in _adapters(job, compute) if (w := backward_weights(o)) is not None]
         inputs += [backward_inputs(o) for o in _adapters(job, compute)]
-    back = [replace(t, kind=ADJOINT.get(t.kind, t.kind), count=t.count * (2.0 if t.name == "cp_ring" else 1.0)) for t in transfers]
+    back = [
+        replace(t, kind=ADJOINT.get(t.kind, t.kind), count=t.count * (2.0 if t.name == "cp_ring" else 1.0))
+        for t in transfers
+    ]
     if job.split.sequence_parallel and job.tp_comm == "rs_ag" and job.split.tp > 1 and job.task != "lora":
         # the gathered input was not kept: gather it again for dW
         back += [replace(t, name=t.name + ".again") for t in transfers if t.kind == "all_gather" and t.axis == "tp"]
     return LayerWork(
-        tuple(forward), tuple(inputs), tuple(weights), tuple(_selective(compute)), tuple(transfers), tuple(back),
+        tuple(forward),
+        tuple(inputs),
+        tuple(weights),
+        tuple(_selective(compute)),
+        tuple(transfers),
+        tuple(back),
     )
 
 
@@ -186,8 +206,12 @@ def head_work(job: TrainingJob) -> LayerWork:
     moves = [Transfer("loss_all_reduce", "all_reduce", 12.0 * rows, tp, "tp")] if tp > 1 else []
     weights = () if job.task == "lora" else (backward_weights(head),)
     return LayerWork(
-        (norm, head, loss), (backward_inputs(head), backward_inputs(norm)),
-        tuple(w for w in weights if w is not None), (), tuple(moves), (),
+        (norm, head, loss),
+        (backward_inputs(head), backward_inputs(norm)),
+        tuple(w for w in weights if w is not None),
+        (),
+        tuple(moves),
+        (),
     )
 
 
@@ -199,10 +223,19 @@ def embedding_work(job: TrainingJob) -> LayerWork:
     if job.split.tp > 1:
         kind = "reduce_scatter" if job.split.sequence_parallel else "all_reduce"
         moves = [Transfer("embedding_reduce", kind, 2.0 * rows * job.architecture.hidden, job.split.tp, "tp")]
-    return LayerWork((look,), (), (replace(look, name="embedding.dw", bytes=8.0 * rows * job.architecture.hidden),), (), tuple(moves), ())
+    return LayerWork(
+        (look,),
+        (),
+        (replace(look, name="embedding.dw", bytes=8.0 * rows * job.architecture.hidden),),
+        (),
+        tuple(moves),
+        (),
+    )
 
 
-def model_flops_per_token(architecture: Architecture, seq_len: int, task: str = "pretrain", document_tokens: int = 0) -> float:
+def model_flops_per_token(
+    architecture: Architecture, seq_len: int, task: str = "pretrain", document_tokens: int = 0
+) -> float:
     """Model FLOPs of one trained token: 2 a multiply-add forward, twice that backward; causal attention counted half;
     no recompute. LoRA has no weight gradients of the frozen model (4/6)."""
     document = float(min(document_tokens or seq_len, seq_len))
@@ -210,7 +243,8 @@ def model_flops_per_token(architecture: Architecture, seq_len: int, task: str = 
     for layer in architecture.layers:
         for o in model_layers.operators(
             _single(architecture, layer.mixer, layer.feed_forward),
-            Batch(prefill_sequences=1.0, prefill_tokens=document, logits=document), Layout(),
+            Batch(prefill_sequences=1.0, prefill_tokens=document, logits=document),
+            Layout(),
         ):
             if o.name not in _ENDS and not isinstance(o, Transfer) and not isinstance(o, Stream):
                 total += layer.count * float(o.flops) * o.count / document

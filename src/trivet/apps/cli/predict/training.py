@@ -29,8 +29,11 @@ def training(
         place.write_text(loop.csv_text(answers), encoding="utf-8")
     good = [a for a in answers if a.result is not None]
     summary = {
-        "rows": len(answers), "predicted": len(good), "failed": len(answers) - len(good),
-        "with_notes": sum(1 for a in good if a.error), "out": str(out),
+        "rows": len(answers),
+        "predicted": len(good),
+        "failed": len(answers) - len(good),
+        "with_notes": sum(1 for a in good if a.error),
+        "out": str(out),
     }
     if as_json:
         typer.echo(json.dumps(summary))
