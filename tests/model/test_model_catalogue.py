@@ -14,6 +14,60 @@ from trivet.model.architecture import Architecture, FeedForward, Mixer
 from trivet.model.blueprint import Block, Blueprint
 from trivet.model.fields import Fields
 
+# Totals as the checkpoints' own safetensors indexes state them.
+PUBLISHED = {
+    "meta-llama/Llama-2-7b-hf": 6738415616,
+    "meta-llama/Llama-2-13b-hf": 13015864320,
+    "meta-llama/Llama-2-70b-hf": 68976648192,
+    "meta-llama/Meta-Llama-3-8B": 8030261248,
+    "meta-llama/Meta-Llama-3-70B": 70553706496,
+    "meta-llama/Llama-3.2-1B": 1235814400,
+    "meta-llama/Llama-3.2-3B": 3212749824,
+    "meta-llama/Llama-3.3-70B-Instruct": 70553706496,
+    "deepseek-ai/DeepSeek-R1-Distill-Llama-70B": 70553706496,
+    "deepseek-ai/DeepSeek-R1-Distill-Llama-8B": 8030261248,
+    "deepseek-ai/DeepSeek-R1-Distill-Qwen-32B": 32763876352,
+    "Qwen/Qwen2.5-0.5B": 494032768,
+    "Qwen/Qwen2.5-1.5B": 1543714304,
+    "Qwen/Qwen2.5-3B": 3085938688,
+    "Qwen/Qwen2.5-7B": 7615616512,
+    "Qwen/Qwen2.5-14B": 14770033664,
+    "Qwen/Qwen2.5-32B": 32763876352,
+    "Qwen/Qwen2.5-72B": 72706203648,
+    "Qwen/QwQ-32B": 32763876352,
+    "Qwen/Qwen3-4B": 4022468096,
+    "Qwen/Qwen3-14B": 14768307200,
+    "Qwen/Qwen3-Next-80B-A3B-Instruct": 79674391296,
+    "mistralai/Mistral-7B-v0.1": 7241732096,
+    "mistralai/Mistral-7B-v0.3": 7248023552,
+    "mistralai/Mistral-Nemo-Base-2407": 12247782400,
+    "mistralai/Mistral-Small-24B-Base-2501": 23572403200,
+    "google/gemma-2-2b": 2614341888,
+    "google/gemma-2-9b": 9241705984,
+    "google/gemma-2-27b": 27227128320,
+    "google/gemma-3-4b-it": 4300079472,
+    "google/gemma-3-12b-it": 12187325040,
+    "google/gemma-3-27b-it": 27432406640,
+    "microsoft/phi-4": 14659507200,
+    "microsoft/Phi-3-mini-4k-instruct": 3821079552,
+    "deepseek-ai/DeepSeek-V2-Lite": 15706484224,
+    "deepseek-ai/DeepSeek-V2": 235741434880,
+    "mosaicml/mpt-7b": 6649286656,
+    "tiiuae/falcon-7b": 6921720704,
+    "openai-community/gpt2": 124439808,
+    "openai-community/gpt2-xl": 1557611200,
+    "facebook/opt-6.7b": 6658473984,
+    "facebook/opt-13b": 12853473280,
+    "zai-org/GLM-4.5-Air": 106852245504,
+    "BAAI/bge-m3": 567754752,
+    "google-bert/bert-base-uncased": 109514298,
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_totals_of_checkpoints(name: str) -> None:
+    assert config.read(name).parameters == PUBLISHED[name]
+
 
 @pytest.mark.parametrize(
     ("written", "meant"),
@@ -29,6 +83,11 @@ from trivet.model.fields import Fields
         ("mixtral-8x7b-instruct-v0.1", "mistralai/Mixtral-8x7B-v0.1"),
         ("openai/gpt-oss-120b", "openai/gpt-oss-120b"),
         ("someone-else/gpt-oss-20b", "openai/gpt-oss-20b"),
+        ("meta-llama/Llama-3.3-70B-Instruct-FP8", "meta-llama/Llama-3.3-70B-Instruct"),
+        ("Qwen2.5-72B-Instruct-AWQ", "Qwen/Qwen2.5-72B"),
+        ("qwen3-14b", "Qwen/Qwen3-14B"),
+        ("mistralai/Mistral-7B-Instruct-v0.3", "mistralai/Mistral-7B-v0.3"),
+        ("meta-llama/Meta-Llama-3.1-8B-Instruct", "meta-llama/Meta-Llama-3.1-8B"),
     ],
 )
 def test_names(written: str, meant: str) -> None:

@@ -22,6 +22,8 @@ _ENDINGS = re.compile(
     r"int4|int8|w4a16|w8a8|w4afp8|gptq-int4|gptq-int8|preview|v\d+(\.\d+)?|\d{4}|\d{6}|\d{8}|\d{4}-\d{2}-\d{2})$"
 )
 
+_MIDDLE = re.compile(r"-(instruct|chat|it|base|thinking|hf)(?=-)")
+
 
 @cache
 def _models() -> dict[str, dict[str, Any]]:
@@ -47,8 +49,10 @@ def _plain(name: str) -> str:
 
 
 def _stems(name: str) -> list[str]:
-    """The name, then with one variant ending fewer at a time."""
+    """The name, then without a variant word in its middle, then with one variant ending fewer at a time."""
     stems = [name]
+    if (cut := _MIDDLE.sub("", name)) != name:
+        stems.append(cut)
     while (cut := _ENDINGS.sub("", stems[-1])) != stems[-1]:
         stems.append(cut)
     return stems
