@@ -1,0 +1,172 @@
+"""One day of all four Model Studio services, request by request: generated and simulated block by block.
+
+    python benchmarks/day.py [--json] [--day 3] [--hours 24] [--workers 2] [--chip zhenwu-810e]
+
+Every request of the day (about 280 million) arrives, queues, is batched, decoded and leaves on a fleet that is sized for
+the day's peak. A service is one simulation; services run side by side in two processes. Memory holds one block of ten
+minutes and what is in flight, whatever the length of the day. Bars: under 300 s and 8 GB on two cores, warm cache.
+
+The services' models are not published; those assumed are printed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import sys
+import time
+from concurrent.futures import ProcessPoolExecutor, as_completed
+
+import numpy as np
+
+from trivet.chip.catalogue import chip
+from trivet.cloud.deployment import Deployment, EngineSettings
+from trivet.cloud.engine import step_table
+from trivet.cloud.serving import _loop_state as k
+from trivet.cloud.serving.fleet import Fleet, FleetRun, ReplicaKind
+from trivet.cloud.serving.rate import load, open_loop
+from trivet.cloud.serving.tenants_traffic import ASSUMED_MODELS, DAY_WINDOWS, WINDOW_S, stream
+from trivet.interop.clients import read_clients
+from trivet.model.config import read
+from trivet.model.parallel import Layout
+
+LAYOUTS = {
+    "m-small": Layout(tp=1),
+    "m-mid": Layout(tp=2),
+    "m-large": Layout(tp=4, attention_dp=2, moe_ep=8),
+    "deepseek-r1": Layout(tp=16, moe_ep=16),
+}
+TTFT_SLO_S, TPOT_SLO_S = 2.0, 0.1
+BINS_AN_OCTAVE = 32
+
+
+class Sketch:
+    """Counts of latencies in logarithmic bins (2.2% wide): mergeable, constant memory."""
+
+    def __init__(self) -> None:
+        self.counts = np.zeros(64 * BINS_AN_OCTAVE, np.int64)
+
+    def add(self, seconds: np.ndarray) -> None:
+        bins = (np.log2(np.maximum(seconds, 1e-9).astype(np.float32)) + 32) * BINS_AN_OCTAVE
+        self.counts += np.bincount(bins.astype(np.int32), minlength=self.counts.size)[: self.counts.size]
+
+    def quantile(self, share: float) -> float:
+        at = int(np.searchsorted(np.cumsum(self.counts), share * self.counts.sum()))
+        return float(2.0 ** ((at + 0.5) / BINS_AN_OCTAVE - 32))
+
+
+def deployment(service: str, chip_name: str) -> Deployment:
+    """The assumed model on the chip, as one engine instance."""
+    return Deployment(read(ASSUMED_MODELS[service]), chip(chip_name), LAYOUTS[service], EngineSettings())
+
+
+def replicas(service: str, table, settings: EngineSettings, day: int, ranks: int) -> int:  # type: ignore[no-untyped-def]
+    """Instances for the busiest ten minutes of the day, by the closed form; each attention rank is one loop replica."""
+    source = read_clients()[service]
+    windows = np.arange(day * DAY_WINDOWS, (day + 1) * DAY_WINDOWS) % source.windows
+    rates = source.rate_per_s()[windows]
+    busiest = int(windows[rates.argmax()])
+    sample = next(
+        stream(
+            source, start_s=busiest * WINDOW_S, end_s=(busiest + 1) * WINDOW_S, rate=min(1.0, 2e5 / rates.max() / 600)
+        )
+    )
+    shape = load(sample.arrival_s, sample.input_tokens, sample.output_tokens)
+    grid = np.geomspace(0.01, 200.0, 400)
+    point = open_loop(
+        table,
+        shape,
+        grid,
+        np.array(float(settings.max_num_batched_tokens)),
+        np.array(float(settings.max_num_seqs)),
+        0.9,
+    )
+    good = (point.limit == 0) & (point.ttft_s <= TTFT_SLO_S) & (point.tpot_s <= TPOT_SLO_S)
+    each = float(grid[good].max()) if good.any() else float(grid[0])
+    return max(1, int(np.ceil(rates.max() / each / ranks)))
+
+
+def run(service: str, chip_name: str, day: int, hours: float, seed: int) -> dict[str, object]:
+    """Simulate one service's day; see the module."""
+    begin, cpu = time.perf_counter(), time.process_time()
+    dep = deployment(service, chip_name)
+    table = step_table(dep)
+    instances = replicas(service, table, dep.settings, day, dep.layout.attention_dp)
+    ranks = instances * dep.layout.attention_dp
+    fleet = FleetRun(
+        Fleet((ReplicaKind(table, dep.settings, ranks, chips=dep.layout.chips // dep.layout.attention_dp),))
+    )
+    ttft, tpot = Sketch(), Sketch()
+    arrived = finished = tokens = good = 0
+    early = 0
+    start = day * 86400.0
+    blocks = list(range(int(hours * 3600 / WINDOW_S)))
+    traffic = stream(read_clients()[service], start_s=start, end_s=start + len(blocks) * WINDOW_S, seed=seed)
+    for at, block in enumerate(traffic):
+        rows = fleet.feed(block, final=at == blocks[-1]).rows
+        arrived += len(block)
+        finished += rows.shape[0]
+        done = rows[rows[:, k.O_STATUS] == k.DONE]
+        first = (done[:, k.O_FIRST] - done[:, k.O_ARRIVAL]) / k.PS
+        many = done[:, k.O_OUTPUT] > 1
+        each = (done[many, k.O_LAST] - done[many, k.O_FIRST]) / k.PS / (done[many, k.O_OUTPUT] - 1)
+        ttft.add(first)
+        tpot.add(each)
+        tokens += int(done[:, k.O_OUTPUT].sum())
+        late = first > TTFT_SLO_S
+        late[np.flatnonzero(many)] |= each > TPOT_SLO_S
+        good += int(np.count_nonzero(~late))
+        if at == len(blocks) // 4:
+            early = peak_bytes()
+    return {
+        "service": service, "model": ASSUMED_MODELS[service], "chip": chip_name, "instances": instances,
+        "chips": instances * dep.layout.chips, "requests": arrived, "finished": finished, "output_tokens": tokens,
+        "ttft_p50_s": ttft.quantile(0.5), "ttft_p99_s": ttft.quantile(0.99), "tpot_p50_s": tpot.quantile(0.5),
+        "tpot_p99_s": tpot.quantile(0.99), "within_slo": good / max(arrived, 1), "wall_s": time.perf_counter() - begin,
+        "cpu_s": time.process_time() - cpu, "peak_bytes": peak_bytes(), "peak_bytes_at_a_quarter": early,
+    }  # fmt: skip
+
+
+def peak_bytes() -> int:
+    """Largest resident size of this process so far."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--day", type=int, default=3, help="day of the two recorded weeks, 0-13")
+    parser.add_argument("--hours", type=float, default=24.0)
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--chip", default="zhenwu-810e")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--services", nargs="*", default=["m-mid", "m-small", "m-large", "deepseek-r1"])
+    options = parser.parse_args()
+    if not options.json:
+        for service in options.services:
+            print(f"assumed: {service} is {ASSUMED_MODELS[service]}", file=sys.stderr)
+    begin = time.perf_counter()
+    rows = []
+    with ProcessPoolExecutor(options.workers) as pool:
+        jobs = [pool.submit(run, s, options.chip, options.day, options.hours, options.seed) for s in options.services]
+        for job in as_completed(jobs):
+            row = job.result()
+            rows.append(row)
+            if not options.json:
+                print(json.dumps(row), file=sys.stderr)
+    wall = time.perf_counter() - begin
+    children = sorted((int(r["peak_bytes"]) for r in rows), reverse=True)[: options.workers]
+    lost = sum(int(r["requests"]) - int(r["finished"]) for r in rows)
+    result = {
+        "requests": sum(int(r["requests"]) for r in rows), "wall_s": wall, "peak_bytes": sum(children) + peak_bytes(),
+        "cpu_s": sum(float(r["cpu_s"]) for r in rows), "chips": sum(int(r["chips"]) for r in rows), "lost": lost,
+        "ratio_to_bar_wall": 300.0 * options.hours / 24.0 / wall, "services": rows,
+    }  # fmt: skip
+    print(json.dumps(result, indent=None if options.json else 1))
+    if lost:
+        sys.exit(f"{lost} requests neither ended nor were refused")
+
+
+if __name__ == "__main__":
+    main()
