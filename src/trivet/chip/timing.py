@@ -1,36 +1,42 @@
 """Seconds of an operator on a chip under a kernel library, with spread.
 
-    time = floor + (compute^p + memory^p)^(1/p)
-
-``compute`` and ``memory`` are the ideal times of ``terms.py`` over the sustained share that the library reaches; the soft
-maximum (p = 4) lets the two overlap. A residual learned from measured kernels (``residual.py``) corrects it in log space.
+The physics is in ``terms.py``, what was learned from measured kernels in ``residual.py``; here they meet.
 """
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
+from trivet.chip import residual
+from trivet.chip.benchmarks import Update, benchmarks, update
+from trivet.chip.features import covariates, features, floor_seconds
+from trivet.chip.kernels import kind_of, precision_of, profile
+from trivet.chip.makers import maker_profile
 from trivet.chip.point import ChipPoint, chip_point
 from trivet.chip.spec import Chip
 from trivet.chip.terms import terms
-from trivet.operators import Attention, Compute, Conv, Gemm, GroupedGemm, Number, Scan
+from trivet.operators import Attention, Compute, Gemm, Number, Stream
 
-Floats = NDArray[np.float64]
-SOFT_MAX_POWER = 4.0
+Floats: TypeAlias = NDArray[np.float64]
+Kinds: TypeAlias = dict[str, residual.Kind]
+
+Z80 = 1.2815515655446004  # an 80% interval is the median times exp(-+ Z80 sigma)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Seconds:
     """Duration of one call of an operator (not times its ``count``).
 
-    ``value_s`` is the median. ``log_sigma`` is the standard deviation of its logarithm, all causes together; of it,
-    ``compute``, ``bandwidth``, ``launch`` and ``link`` are the shares of the time that scale with the latent factor of that
-    name (they sum to about 1): a factor whose logarithm is off by ``e`` moves log time by ``share * e``. ``floor_s`` is the
-    part that launching costs, already inside ``value_s``. ``note`` says what was assumed.
+    ``value_s`` is the median, ``log_sigma`` the standard deviation of its logarithm, all causes together. ``compute``,
+    ``bandwidth``, ``launch`` and ``link`` are the shares of the time that scale with the latent factor of that name (they sum
+    to 1): a factor whose logarithm is off by ``e`` moves log time by ``share * e``. ``sigmas`` are the log spreads of the
+    factors (compute, bandwidth, launch, link), common to all operators of the chip; ``own_sigma`` is this shape's alone, so
+    that log_sigma^2 = own^2 + sum (share sigma)^2. ``floor_s`` is what launching costs, already inside ``value_s``. ``note``
+    says what was assumed.
     """
 
     value_s: Number
@@ -41,48 +47,18 @@ class Seconds:
     link: Number = 0.0
     floor_s: Number = 0.0
     note: str = ""
+    own_sigma: Number = 0.0
+    sigmas: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
 
     @property
     def lo_s(self) -> Number:
         """Lower end of the 80% interval."""
-        return self.value_s * np.exp(-1.2815515655446004 * np.asarray(self.log_sigma))
+        return self.value_s * np.exp(-Z80 * np.asarray(self.log_sigma))
 
     @property
     def hi_s(self) -> Number:
         """Upper end of the 80% interval."""
-        return self.value_s * np.exp(1.2815515655446004 * np.asarray(self.log_sigma))
-
-
-@dataclass(frozen=True, slots=True)
-class Sustained:
-    """What kernels of one kind reach: shares of the ideal rates, the launch floor, and the spread left."""
-
-    compute: float
-    bandwidth: float
-    floor_s: float
-    log_sigma: float
-
-
-_DEFAULT = {
-    "gemm": Sustained(0.75, 0.85, 3.0e-6, 0.15),
-    "grouped": Sustained(0.60, 0.75, 15e-6, 0.25),
-    "prefill": Sustained(0.55, 0.75, 8e-6, 0.2),
-    "decode": Sustained(0.40, 0.75, 6e-6, 0.2),
-    "scan": Sustained(0.15, 0.60, 10e-6, 0.35),
-    "stream": Sustained(0.80, 0.75, 2.0e-6, 0.2),
-    "conv": Sustained(0.60, 0.75, 4e-6, 0.3),
-}
-
-
-def kind_of(op: Compute) -> str:
-    """Which family of kernels runs an operator."""
-    if isinstance(op, Gemm):
-        return "gemm"
-    if isinstance(op, GroupedGemm):
-        return "grouped"
-    if isinstance(op, Attention):
-        return "decode" if float(np.max(op.q_tokens)) <= 8.0 else "prefill"
-    return "scan" if isinstance(op, Scan) else "conv" if isinstance(op, Conv) else "stream"
+        return self.value_s * np.exp(Z80 * np.asarray(self.log_sigma))
 
 
 def time(
@@ -93,52 +69,128 @@ def time(
     *,
     isolated: bool = False,
     graph: bool = True,
+    kind: str = "",
+    coefficients: Kinds | None = None,
 ) -> Seconds:
     """Time of one call of ``operator`` on ``chip`` under the kernels of ``library``.
 
     Args:
         operator: its dimensions may be arrays; the answer has their common shape.
+        chip: any chip of the catalogue, measured or known by its data sheet only.
         library: vllm, sglang or trtllm; another name takes the nearest profile and says so in ``note``.
-        version: of the library; "" = the newest that was calibrated.
+        version: of the library (one version each is calibrated so far).
         isolated: as a kernel benchmark runs it, again and again on the same buffers, so that small ones stay in cache.
         graph: launched from a captured graph; else the host's launch cost is a lower bound.
+        kind: the kind of kernel, where it is not the one that the operator's shape suggests.
+        coefficients: instead of the shipped ones.
 
     Raises:
         Unsupported: a field without which the chip cannot be timed is neither published nor bounded.
     """
     point = chip_point(chip, operator.dtype)
-    kind = kind_of(operator)
-    base = _DEFAULT[kind]
-    parts = terms(operator, point, isolated)
-    compute_s = parts.compute_s / base.compute
-    memory_s = parts.memory_s / base.bandwidth
-    floor_s = point.launch_s or base.floor_s
+    wanted = profile(library, version)
+    kind = kind or kind_of(operator)
+    kinds = coefficients or residual.shipped()
+    belief = _belief(kinds, chip, point, kind, wanted.library, precision_of(operator))
+    parts = _predict(kinds[kind], operator, point, kind, wanted.library, belief.offset, isolated)
     if not graph:
-        floor_s = max(floor_s, point.host_launch_s or 5e-6)
-    busy = (compute_s**SOFT_MAX_POWER + memory_s**SOFT_MAX_POWER) ** (1.0 / SOFT_MAX_POWER)
-    value = floor_s + busy
-    with np.errstate(invalid="ignore", divide="ignore"):
-        weight = np.where(busy > 0, (compute_s / busy) ** SOFT_MAX_POWER, 0.0)
-    share = busy / value
-    s_compute, s_bandwidth = share * weight, share * (1.0 - weight)
-    sigma = np.sqrt(
-        base.log_sigma**2
-        + (s_compute * point.sigma_compute) ** 2
-        + (s_bandwidth * point.sigma_bandwidth) ** 2
-    )
-    return Seconds(
-        value, sigma, s_compute, s_bandwidth, floor_s / value, 0.0, floor_s, _note(operator, point, kind)
-    )
+        host = point.host_launch_s or HOST_LAUNCH_S
+        parts = (np.maximum(parts[0], host), *parts[1:4], np.maximum(parts[4], host))
+    return _seconds(operator, point, kinds[kind], belief, parts, wanted.note)
 
 
-def _note(operator: Compute, point: ChipPoint, kind: str) -> str:
-    if kind == "stream" or point.native:
+HOST_LAUNCH_S = 5e-6  # what a launch costs an unhurried x86 host where it is not known
+
+
+@dataclass(frozen=True, eq=False)
+class _Belief:
+    """What is believed of a chip's kernels of one kind, library and precision."""
+
+    offset: Floats  # [3] log offsets of (compute, memory, floor)
+    sigma: Floats  # [3] their log spread, data sheet included
+    how: str  # measured, family, new
+    note: str
+
+
+_BELIEFS: dict[tuple[int, int, str, str, str, str], tuple[object, object, _Belief]] = {}
+
+
+def _belief(kinds: Kinds, chip: Chip, point: ChipPoint, kind: str, library: str, precision: str) -> _Belief:
+    key = (id(kinds), id(chip), point.math, kind, library, precision)
+    held = _BELIEFS.get(key)
+    if held is not None and held[0] is kinds and held[1] is chip:
+        return held[2]
+    offset, kernels, how, note = _prior(kinds[kind], chip, point, library, precision)
+    sheet = np.array([point.sigma_compute, point.sigma_bandwidth, 0.0])
+    sigma = np.hypot(sheet, kernels)
+    measured = benchmarks(chip)
+    if measured and how != "measured":
+        found = _update(kinds, chip, library, measured)
+        same = kind == "gemm" and point.math in ("bf16", "fp16")
+        shift, sigma = found.apply(same, sheet, kernels)
+        offset = offset + shift
+        how = "benchmarked" if same else how
+        note = "; ".join(n for n in (note, "calibrated by the chip's microbenchmarks") if n)
+    belief = _Belief(offset, sigma, how, note)
+    if len(_BELIEFS) > 4096:
+        _BELIEFS.clear()
+    _BELIEFS[key] = (kinds, chip, belief)
+    return belief
+
+
+def _prior(learned: residual.Kind, chip: Chip, point: ChipPoint, library: str, precision: str) -> tuple[Floats, Floats, str, str]:
+    offset, kernels, how, note = residual.offsets(learned, point, library, precision, covariates(point))
+    if how == "new":
+        maker = maker_profile(chip)
+        offset, kernels = offset + maker.offset, np.hypot(kernels, maker.sigma)
+    return offset, kernels, how, note
+
+
+def _update(kinds: Kinds, chip: Chip, library: str, measured: tuple[tuple[Gemm, float], ...]) -> Update:
+    point = chip_point(chip, measured[0][0].dtype)
+    prior, kernels, _, _ = _prior(kinds["gemm"], chip, point, library, "bf16")
+
+    def predict(operator: Gemm, delta: Floats) -> tuple[float, Floats]:
+        parts = _predict(kinds["gemm"], operator, point, "gemm", library, prior + delta, True)
+        return float(parts[0][0]), np.array([parts[1][0], parts[2][0], parts[3][0]])
+
+    return update(measured, predict, np.array([point.sigma_compute, point.sigma_bandwidth, 0.0]), kernels)
+
+
+def _predict(
+    learned: residual.Kind, operator: Compute, point: ChipPoint, kind: str, library: str, offset: Floats, isolated: bool
+) -> tuple[Floats, ...]:
+    """Flat (seconds, compute, bandwidth, launch shares, floor seconds)."""
+    ideal = terms(operator, point, isolated)
+    matrix = features(kind, operator, ideal, point)
+    ones = residual.indicators(learned.precisions, library, precision_of(operator))
+    correction = residual.network(learned, np.hstack([matrix, np.broadcast_to(ones, (len(matrix), len(ones)))]))
+    return residual.combine(ideal.compute_s.ravel(), ideal.memory_s.ravel(), floor_seconds(point), correction + offset)
+
+
+def _seconds(
+    operator: Compute, point: ChipPoint, learned: residual.Kind, belief: _Belief, parts: tuple[Floats, ...], note: str
+) -> Seconds:
+    value, compute, bandwidth, launch, floor = parts
+    shares = np.column_stack([compute, bandwidth, launch])
+    own = residual.own_sigma(learned, shares, np.log(np.maximum(value / floor_seconds(point), 1e-3)), belief.how)
+    total = np.sqrt(own**2 + ((shares * belief.sigma) ** 2).sum(1))
+    said = [n for n in (note, belief.note, _widened(operator, point)) if n]
+    shape = operator_shape(operator)
+    columns: list[Any] = [
+        v.reshape(shape) if shape else float(v[0]) for v in (value, total, compute, bandwidth, launch, floor, own)
+    ]
+    a, b, c = (float(s) for s in belief.sigma)
+    return Seconds(*columns[:5], 0.0, columns[5], "; ".join(said), columns[6], (a, b, c, 0.0))
+
+
+def operator_shape(operator: Compute) -> tuple[int, ...]:
+    """Common shape of an operator's dimensions."""
+    found = [np.shape(getattr(operator, f.name)) for f in fields(operator) if f.name not in ("name", "dtype")]
+    return np.broadcast_shapes(*found)
+
+
+def _widened(operator: Compute, point: ChipPoint) -> str:
+    if point.native or isinstance(operator, Stream | Attention):
         return ""
-    return (
-        f"{point.name} has no {operator.dtype} units: computed in {point.math}, weights widened on the way in"
-    )
-
-
-def combined_sigma(*sigmas: float) -> float:
-    """Independent log spreads together."""
-    return math.sqrt(sum(s * s for s in sigmas))
+    return f"{point.name} has no {operator.dtype} units: computed in {point.math}, weights widened on the way in"

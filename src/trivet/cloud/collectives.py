@@ -1,7 +1,7 @@
-"""Collectives and sends over the levels of a fabric: latency and bandwidth terms per level, the best algorithm of each library.
+"""Collectives and sends over the levels of a fabric: latency and bandwidth terms per level, the best algorithm each.
 
-A buffer of ``S`` bytes (``Transfer.bytes``: the full buffer) among ``n`` chips of one level with bandwidth ``b`` per chip and
-direction and latency ``a`` a step costs (Thakur, Rabenseifner, Gropp, 2005; NCCL's and the engines' own kernels):
+A buffer of ``S`` bytes (``Transfer.bytes``: the full buffer) among ``n`` chips of one level with bandwidth ``b`` per chip
+and direction and latency ``a`` a step costs (Thakur, Rabenseifner, Gropp, 2005; NCCL's and the engines' own kernels):
 
     all-reduce      ring      2 (n-1)/n S/b + 2 (n-1) a
                     tree      2 S/b + 2 ceil(log2 n) a
@@ -12,7 +12,9 @@ direction and latency ``a`` a step costs (Thakur, Rabenseifner, Gropp, 2005; NCC
     send            S/b + a
     broadcast       S/b + ceil(log2 n) a
 
-Over several levels an all-reduce is a reduce-scatter inside, an all-reduce of the remaining share outside, an all-gather inside.
+Over several levels an all-reduce is a reduce-scatter inside, an all-reduce of the remaining share outside, an all-gather
+inside. Inside one scale-up level the kernels of NCCL and of the engines were measured: there the ring's volume and a floor
+are corrected by what calibration learned (``chip/residual.py``, kind "collective"), as a function of size and group.
 """
 
 from __future__ import annotations
@@ -25,8 +27,10 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from trivet.chip import residual
 from trivet.chip.spec import Chip
 from trivet.chip.timing import Seconds
+from trivet.cloud import fabric
 from trivet.errors import TrivetError
 from trivet.operators import Transfer
 
@@ -56,6 +60,7 @@ class Level:
     latency_s: float
     in_network_reduction: bool = False
     log_sigma: float = 0.1
+    topology: str = ""  # of fabric.TOPOLOGIES; "" = not told, taken as a switch where it is fast
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,15 +138,112 @@ def time(
         return Seconds(float(zero[0]) if scalar else zero, 0.0)
     if not levels:
         raise TrivetError("a transfer needs at least one fabric level", field="levels")
-    profile = _profile(library)
-    latency, volume = _nested(transfer.kind, size, _spans(transfer.group, levels), profile)
-    value = profile.launch_s + latency + volume
-    link, launch = volume / value, (profile.launch_s + latency) / value
-    sigma = np.full_like(size, profile.log_sigma)
-    parts: list[Any] = [value, sigma, link, launch]
-    if scalar:
-        parts = [float(p[0]) for p in parts]
-    return Seconds(parts[0], parts[1], 0.0, 0.0, parts[3], parts[2], profile.launch_s)
+    spans = _spans(transfer.group, levels)
+    if len(spans) == 1 and transfer.kind in LEARNED and _scale_up(spans[0][0]):
+        found = _learned(transfer, size, spans[0][0], chip, library)
+    else:
+        profile = _profile(library)
+        latency, volume = _nested(transfer.kind, size, spans, profile)
+        value = profile.launch_s + latency + volume
+        sheet = max(float(getattr(level, "log_sigma", 0.0)) for level, _ in spans)
+        sigma = np.sqrt(profile.log_sigma**2 + (volume / value * sheet) ** 2)
+        found = _seconds(value, sigma, volume / value, profile.launch_s, profile.log_sigma, sheet, "")
+    if not scalar:
+        return found
+    return Seconds(
+        *(float(np.ravel(v)[0]) for v in (found.value_s, found.log_sigma)), 0.0, 0.0,
+        *(float(np.ravel(v)[0]) for v in (found.launch, found.link, found.floor_s)), found.note,
+        float(np.ravel(found.own_sigma)[0]), found.sigmas,
+    )  # fmt: skip
+
+
+def _seconds(value: Floats, sigma: Floats, link: Floats, floor: Any, own: Any, sheet: float, note: str) -> Seconds:
+    floors = np.broadcast_to(np.asarray(floor, dtype=np.float64), value.shape)
+    owns = np.broadcast_to(np.asarray(own, dtype=np.float64), value.shape)
+    return Seconds(value, sigma, 0.0, 0.0, 1.0 - link, link, floors, note, owns, (0.0, 0.0, 0.0, sheet))
+
+
+LEARNED = ("all_reduce", "all_gather", "reduce_scatter", "all_to_all")
+FLOOR_S = 4e-6  # before calibration: two flags across the links, and a launch
+# What runs a collective: name -> (group in the calibration, custom kernels, launched without a graph).
+BACKENDS = {
+    "nccl": (0.0, 0.0), "vllm": (1.0, 0.0), "sglang": (1.0, 0.0), "trtllm": (1.0, 0.0), "vllm_eager": (1.0, 1.0),
+    "sglang_eager": (1.0, 1.0),
+}  # fmt: skip
+
+
+def backend(engine: str, source: str = "", label: str = "") -> str:
+    """The calibrated back end of a row: engine name, kernel source and back-end label as the tables have them."""
+    text = f"{engine} {source} {label}".lower()
+    if "nccl" in text:
+        return "nccl"
+    name = "trtllm" if "trt" in text else "sglang" if "sglang" in text else "vllm" if "vllm" in text else "nccl"
+    return f"{name}_eager" if "eager" in text and name != "trtllm" else name
+
+
+def levels_of(chip: Chip, group: int, server: str = "") -> list[Level]:
+    """The levels that ``group`` neighbouring chips of a server type cross, in plain numbers."""
+    found = fabric.levels(fabric.server_of(chip, server), group, chip)
+    return [
+        Level(
+            level.size, level.bandwidth_bytes_per_s / level.oversubscription, level.latency_s, False, level.log_sigma,
+            "" if level.scale_out else level.topology,
+        )
+        for level in found
+    ]  # fmt: skip
+
+
+def _scale_up(level: LinkLevel) -> bool:
+    return getattr(level, "topology", "") in ("switch", "mesh", "pcie", "ring", "torus") or level.bandwidth_bytes_per_s >= 100e9
+
+
+def ring_share(kind: str, n: int) -> float:
+    """Bytes that each chip sends in a ring over the bytes of the buffer."""
+    return (2.0 if kind == "all_reduce" else 1.0) * (n - 1) / n
+
+
+def collective_features(kind: str, size: Floats, n: int, bandwidth: float, name: str) -> tuple[Floats, NDArray[np.float32]]:
+    """(ideal seconds [rows, 3]: ring volume over the link, a hundredth of it, floor; features [rows, features])."""
+    custom, eager = BACKENDS[name]
+    volume = ring_share(kind, n) * size / bandwidth
+    ones = np.ones_like(size)
+    chunk = np.log2(np.clip(size / n, 1.0, 2.0**31))
+    columns = [
+        np.log2(np.clip(size, 16.0, 2.0**31)), chunk, np.log2(float(n)) * ones, np.log(np.clip(volume / FLOOR_S, 1e-4, 1e4)),
+        np.log(np.clip(size / n / bandwidth / 1e-6, 1e-4, 1e4)), custom * ones, eager * ones,
+        (bandwidth < 100e9) * ones, *((kind == k) * ones for k in LEARNED),
+    ]  # fmt: skip
+    return np.column_stack([volume, volume / 100.0, FLOOR_S * ones]), np.column_stack(columns).astype(np.float32)
+
+
+def collective_covariates(bandwidth: float) -> Floats:
+    """Covariates of the offsets: the link rate over 450 GB/s, and whether it is PCIe-like."""
+    return np.array([float(np.log(bandwidth / 450e9)), float(bandwidth < 100e9)])
+
+
+def _learned(transfer: Transfer, size: Floats, level: LinkLevel, chip: Chip, library: str) -> Seconds:
+    learned = residual.shipped()["collective"]
+    name = library if library in BACKENDS else backend(library)
+    if transfer.kind != "all_reduce":
+        name = "nccl"
+    bandwidth = level.bandwidth_bytes_per_s
+    shape, flat = size.shape, size.ravel()
+    base, x = collective_features(transfer.kind, flat, transfer.group, bandwidth, name)
+    ones = residual.indicators(learned.precisions, name, transfer.kind)
+    correction = residual.network(learned, np.hstack([x, np.broadcast_to(ones, (len(x), len(ones)))]))
+    offset, spread, how, note = residual.offsets(learned, chip, name, transfer.kind, collective_covariates(bandwidth))
+    value, a, b, launch, floor = residual.combine(base[:, 0], base[:, 1], FLOOR_S, correction + offset)
+    shares = np.column_stack([a, b, launch])
+    own = residual.own_sigma(learned, shares, np.log(np.maximum(value / FLOOR_S, 1e-3)), how)
+    sheet = float(getattr(level, "log_sigma", 0.0))
+    factors = np.array([np.hypot(spread[0], sheet), np.hypot(spread[1], sheet), spread[2]])
+    total = np.sqrt(own**2 + ((shares * factors) ** 2).sum(1))
+    link = a + b
+    said = note if library in BACKENDS or library == "nccl" else "; ".join(n for n in (note, f"collectives of {name}") if n)
+    return Seconds(
+        value.reshape(shape), total.reshape(shape), 0.0, 0.0, launch.reshape(shape), link.reshape(shape), floor.reshape(shape),
+        said, own.reshape(shape), (0.0, 0.0, float(factors[2]), float(factors[0])),
+    )  # fmt: skip
 
 
 def _nested(

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from trivet.chip import residual
 from trivet.chip.kernels import KINDS
 from trivet.errors import TrivetError
+from trivet.loop.collective_tables import load_collectives
 from trivet.loop.fit_operators import Parts, Recipe, Trained, assemble, take_apart, train
 from trivet.loop.operator_tables import Samples, load
 
@@ -24,7 +25,8 @@ Floats = NDArray[np.float64]
 Z80 = 1.2815515655446004
 # Rows for each chip, engine, precision and kernel: enough to see every corner of the tables, few enough for minutes.
 ROWS = {"gemm": 800, "moe": 400, "prefill": 500, "decode": 500, "mla_prefill": 500, "mla_decode": 500, "scan": 400}
-RECIPES: dict[str, Recipe] = {kind: Recipe() for kind in KINDS}
+RECIPES: dict[str, Recipe] = {kind: Recipe() for kind in KINDS} | {"collective": Recipe((32, 16), 60, 512)}
+ALL_KINDS = (*KINDS, "collective")
 Progress = Callable[[str, float], None]
 
 
@@ -164,18 +166,22 @@ def fit_kind(data: Samples, recipe: Recipe, seed: int = 0, progress: Progress | 
 
 
 def calibrate_operators(
-    folder: Path, kinds: tuple[str, ...] = KINDS, rows: int = 0, seed: int = 0, progress: Progress | None = None
+    folder: Path, kinds: tuple[str, ...] = ALL_KINDS, rows: int = 0, seed: int = 0, progress: Progress | None = None
 ) -> dict[str, Fit]:
     """Fit every kind from the tables in ``folder``; ``rows`` a group overrides the usual sample."""
-    return {kind: fit_kind(load(folder, kind, rows or ROWS[kind]), RECIPES[kind], seed, progress) for kind in kinds}
+    found = {}
+    for kind in kinds:
+        data = load_collectives(folder) if kind == "collective" else load(folder, kind, rows or ROWS[kind])
+        found[kind] = fit_kind(data, RECIPES[kind], seed, progress)
+    return found
 
 
 def chosen_kinds(text: str) -> tuple[str, ...]:
     """Kinds of a comma-separated list, all when empty; raises TrivetError for one that is unknown."""
-    wanted = tuple(k.strip() for k in text.split(",") if k.strip()) or KINDS
+    wanted = tuple(k.strip() for k in text.split(",") if k.strip()) or ALL_KINDS
     for kind in wanted:
-        if kind not in KINDS:
-            raise TrivetError(f"unknown kind {kind!r}", field="kinds", allowed=KINDS)
+        if kind not in ALL_KINDS:
+            raise TrivetError(f"unknown kind {kind!r}", field="kinds", allowed=ALL_KINDS)
     return wanted
 
 

@@ -1,0 +1,182 @@
+"""What calibration learned: offsets of a library's kernels on a chip, a small network over shapes, and the spread left.
+
+For one kind of kernel, with ideal times ``compute`` and ``memory`` and a floor of a fixed number of cycles,
+
+    log time = log( floor e^f + ((compute e^c)^p + (memory e^m)^p)^(1/p) ),    (c, m, f) = offsets + network(features)
+
+``offsets`` belong to (chip, library, precision): measured for chips in the calibration; for any other chip, predicted from
+library, precision, architecture family and covariates of the data sheet by a shrunken linear model. The network sees
+dimensionless features only, so that it transfers. The uncertainty of the three offsets is shared by all kernels of a chip:
+these are the latent factors (compute, bandwidth, launch); what remains is each shape's own.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trivet.chip.kernels import LIBRARIES, feature_library, nearest_precision
+from trivet.errors import TrivetError
+
+Floats = NDArray[np.float64]
+SOFT_MAX_POWER = 4.0
+FACTORS = ("compute", "bandwidth", "launch")
+COEFFICIENTS = Path(__file__).resolve().parents[1] / "data" / "calibration" / "operators.npz"
+
+
+@dataclass(frozen=True, eq=False)
+class Kind:
+    """Coefficients of one kind of kernel."""
+
+    precisions: tuple[str, ...]  # indicator order
+    weights: tuple[NDArray[np.float32], ...]
+    biases: tuple[NDArray[np.float32], ...]
+    mean: NDArray[np.float32]
+    scale: NDArray[np.float32]
+    group: dict[str, Floats]  # "library|precision" -> [3], an unseen chip's offsets before covariates
+    covariate: Floats  # [covariates, 3]
+    centre: Floats  # [covariates]
+    family: dict[str, Floats]  # family -> [3]
+    chip: dict[str, Floats]  # chip -> [3], on top of its family
+    measured: dict[str, Floats]  # "chip|library|precision" -> [3], all in all
+    sigma_new: Floats  # [3] spread of the offsets of a chip of an unseen family
+    sigma_family: Floats  # [3] of an unseen chip of a known family
+    spread: Floats  # coefficients of the log spread of a shape, see ``own_sigma``
+
+
+def network(kind: Kind, x: NDArray[np.float32]) -> Floats:
+    """``[rows, 3]`` corrections from ``[rows, features]`` (indicators included)."""
+    hidden = (x - kind.mean) / kind.scale
+    last = len(kind.weights) - 1
+    for index, (weight, bias) in enumerate(zip(kind.weights, kind.biases, strict=True)):
+        hidden = hidden @ weight + bias
+        if index < last:
+            np.tanh(hidden, out=hidden)
+    return hidden.astype(np.float64)
+
+
+def indicators(kind_precisions: tuple[str, ...], library: str, precision: str) -> NDArray[np.float32]:
+    """Ones for library and precision, ``[libraries + precisions]``."""
+    name = feature_library(library)
+    wanted = nearest_precision(precision, kind_precisions)
+    ones = [name == lib for lib in LIBRARIES] + [wanted == p for p in kind_precisions]
+    return np.asarray(ones, np.float32)
+
+
+def known_group(kind: Kind, library: str, precision: str) -> tuple[str, str]:
+    """The measured (library, precision) nearest to what is asked; the second word notes what was assumed."""
+    measured = {key.split("|")[1] for key in kind.group if key.split("|")[0] == library}
+    if measured:
+        used = nearest_precision(precision, tuple(sorted(measured)))
+        return f"{library}|{used}", "" if used == precision else f"{precision} kernels taken like {used}"
+    for other in ("vllm", "sglang", "trtllm", "nccl"):
+        found = {key.split("|")[1] for key in kind.group if key.split("|")[0] == other}
+        if found:
+            used = nearest_precision(precision, tuple(sorted(found)))
+            return f"{other}|{used}", f"no {library} kernels of this kind measured: {other}'s used"
+    raise TrivetError("the calibration holds no library", field="operators.npz")
+
+
+class Named(Protocol):
+    """Anything with a chip's name and family."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def family(self) -> str: ...
+
+
+def offsets(kind: Kind, point: Named, library: str, precision: str, covariates: Floats) -> tuple[Floats, Floats, str, str]:
+    """(offsets [3], their log spread [3], how the chip is known, note)."""
+    key, note = known_group(kind, library, precision)
+    exact = kind.measured.get(f"{point.name}|{key}")
+    if exact is not None:
+        return exact, np.full(3, 0.03), "measured", note
+    base = kind.group[key] + (covariates - kind.centre) @ kind.covariate
+    if point.name in kind.chip:
+        return base + kind.family.get(point.family, 0.0) + kind.chip[point.name], kind.sigma_family, "family", note
+    if point.family in kind.family:
+        return base + kind.family[point.family], kind.sigma_family, "family", note
+    return base, kind.sigma_new, "new", note
+
+
+def combine(
+    compute_s: Floats, memory_s: Floats, floor_s: float, correction: Floats
+) -> tuple[Floats, Floats, Floats, Floats, Floats]:
+    """(seconds, shares of compute, bandwidth, launch; floor seconds) under ``correction`` [rows, 3]."""
+    grown = np.exp(np.clip(correction, -4.0, 4.0))
+    compute = np.maximum(compute_s, 1e-13) * grown[:, 0]
+    memory = np.maximum(memory_s, 1e-13) * grown[:, 1]
+    floor = floor_s * grown[:, 2]
+    larger = np.maximum(compute, memory)
+    a, b = (compute / larger) ** SOFT_MAX_POWER, (memory / larger) ** SOFT_MAX_POWER
+    busy = larger * (a + b) ** (1.0 / SOFT_MAX_POWER)
+    total = floor + busy
+    share = busy / total
+    weight = a / (a + b)
+    return total, share * weight, share * (1.0 - weight), floor / total, floor
+
+
+def spread_columns(shares: Floats, size: Floats) -> Floats:
+    """What the spread of a shape depends on: its shares of compute and memory, and its size over the floor."""
+    size = np.clip(size, 0.0, 6.0)
+    return np.column_stack([np.ones(len(size)), shares[:, 0], shares[:, 1], size, size**2])
+
+
+def own_sigma(kind: Kind, shares: Floats, size: Floats, known: str) -> Floats:
+    """Log spread of a shape's own residual: ``exp`` of a linear form in its shares and its size over the floor."""
+    columns = spread_columns(shares, size)
+    row = 0 if known == "measured" else 1
+    return np.exp(np.clip(columns @ kind.spread[row], -4.5, 0.5))
+
+
+def pack(kinds: dict[str, Kind]) -> dict[str, NDArray[Any]]:
+    """Arrays for ``np.savez``; the inverse of ``unpack``."""
+    out: dict[str, NDArray[Any]] = {}
+    for name, kind in kinds.items():
+        out[f"{name}/precisions"] = np.array(kind.precisions)
+        for index, (weight, bias) in enumerate(zip(kind.weights, kind.biases, strict=True)):
+            out[f"{name}/w{index}"], out[f"{name}/b{index}"] = weight, bias
+        for part in ("mean", "scale", "covariate", "centre", "sigma_new", "sigma_family", "spread"):
+            out[f"{name}/{part}"] = getattr(kind, part)
+        for part in ("group", "family", "chip", "measured"):
+            table = getattr(kind, part)
+            out[f"{name}/{part}/names"] = np.array(sorted(table))
+            out[f"{name}/{part}/values"] = np.array([table[key] for key in sorted(table)]).reshape(-1, 3)
+    return out
+
+
+def unpack(arrays: Any) -> dict[str, Kind]:
+    """Coefficients from the arrays of ``pack``."""
+    kinds = {}
+    for name in sorted({key.split("/")[0] for key in arrays}):
+
+        def table(part: str, prefix: str = name) -> dict[str, Any]:
+            keys, values = arrays[f"{prefix}/{part}/names"], arrays[f"{prefix}/{part}/values"]
+            return {str(k): v for k, v in zip(keys, values, strict=True)}
+
+        depth = sum(key.startswith(f"{name}/w") for key in arrays)
+        kinds[name] = Kind(
+            tuple(str(p) for p in arrays[f"{name}/precisions"]),
+            tuple(arrays[f"{name}/w{i}"] for i in range(depth)),
+            tuple(arrays[f"{name}/b{i}"] for i in range(depth)),
+            arrays[f"{name}/mean"], arrays[f"{name}/scale"], table("group"), arrays[f"{name}/covariate"],
+            arrays[f"{name}/centre"], table("family"), table("chip"), table("measured"), arrays[f"{name}/sigma_new"],
+            arrays[f"{name}/sigma_family"], arrays[f"{name}/spread"],
+        )  # fmt: skip
+    return kinds
+
+
+@cache
+def shipped() -> dict[str, Kind]:
+    """The coefficients that come with Trivet."""
+    if not COEFFICIENTS.is_file():
+        raise TrivetError(f"{COEFFICIENTS.name} is missing from the package", field="data/calibration")
+    with np.load(COEFFICIENTS, allow_pickle=False) as arrays:
+        return unpack({key: arrays[key] for key in arrays.files})
