@@ -1,6 +1,6 @@
 """One day of all four Model Studio services, request by request: generated and simulated block by block.
 
-    python benchmarks/day.py [--json] [--day 3] [--hours 24] [--workers 2] [--chip zhenwu-810e]
+    python benchmarks/day.py [--json] [--day 13] [--hours 24] [--workers 2] [--chip zhenwu-810e]
 
 Every request of the day (about 280 million) arrives, queues, is batched, decoded and leaves on a fleet that is sized for
 the day's peak. A service is one simulation; services run side by side in two processes. Memory holds one block of ten
@@ -136,7 +136,7 @@ def peak_bytes() -> int:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true")
-    parser.add_argument("--day", type=int, default=3, help="day of the two recorded weeks, 0-13")
+    parser.add_argument("--day", type=int, default=13, help="day of the two recorded weeks, 0-13")
     parser.add_argument("--hours", type=float, default=24.0)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--chip", default="zhenwu-810e")
