@@ -19,6 +19,7 @@ FUTURE, QUEUED, RUNNING, DONE = range(4)
 FIFO, FAIR, DRF = range(3)
 CHIP, HOST, RACK, SOFTWARE = range(4)  # kinds of failure
 DOWN = 1 << 40  # CPU taken away from a node that is down, so that nothing fits
+RESERVATION_S = 300.0  # a reservation of backfill is computed anew after this long
 REPAIR, SPARE = -2, -3  # versions that mark events of the heap that are not departures
 NORMAL, HELD, SERVING = range(3)  # what a node is as a spare
 
@@ -44,7 +45,7 @@ RULES = np.dtype([
 DESK = np.dtype([
     ("heap", "i8"), ("running", "i8"), ("freed", "i8"), ("arrived", "i8"), ("failed", "i8"), ("queued", "i8"),
     ("spares", "i8"), ("spares_out", "i8"), ("clock", "f8"), ("queued_milli", "f8"), ("down_milli", "f8"),
-    ("shadow_t", "f8"), ("shadow_milli", "f8"),
+    ("shadow_t", "f8"), ("shadow_milli", "f8"), ("shadow_of", "i8"), ("shadow_made", "f8"),  # reservation of a blocked job
 ])  # fmt: skip
 
 
@@ -571,7 +572,11 @@ def walk(t, code, price, cap, members, feasible, work, desk, site, nodes, classe
             continue
         if not blocked:
             blocked = True
-            reserve(j, t, cap, work, desk, site, nodes, classes)
+            # A reservation holds for a while: departures that it counted on do not change it.
+            if now[0].shadow_of != j or t >= now[0].shadow_t or t > now[0].shadow_made + RESERVATION_S:
+                reserve(j, t, cap, work, desk, site, nodes, classes)
+                now[0].shadow_of = j
+                now[0].shadow_made = t
         before[q], queue[q, 1] = j, jobs[j].next
 
 

@@ -177,10 +177,12 @@ class Cluster:
         settings = np.zeros(1, loop.RULES)
         settings[0] = (QUEUE_ORDERS.index(rules.queue), rules.backfill, rules.depth, rules.preempt, rules.quotas, rules.borrow,
                        rules.compact, rules.restart_s, rules.spare_s)  # fmt: skip
+        state = np.zeros(1, loop.DESK)
+        state["shadow_of"] = -1
         queues = 1 if rules.queue == "fifo" else tenants
         hours = max(math.ceil(self.horizon_s / HOUR_S), 1)
         self._desk = loop.Desk(
-            settings, np.zeros(1, loop.DESK), np.zeros(2 * len(self.jobs) + 2 * failures + 1024, loop.EVENT),
+            settings, state, np.zeros(2 * len(self.jobs) + 2 * failures + 1024, loop.EVENT),
             np.full((queues, 2), -1, np.int64), np.full((self._shapes, 2), -1, np.int64),
             np.zeros((tenants, models + 2), np.int64), np.zeros(len(self.kinds)), np.zeros((hours, len(self.kinds) + 3)),
         )  # fmt: skip

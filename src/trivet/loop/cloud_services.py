@@ -1,0 +1,272 @@
+"""The services of a cloud's week: a deployment each, replicas by the hour, SLO attainment, watts, and the check.
+
+Fluid by the hour: within an hour a service is in the steady state of ``cloud/serving/rate.py`` at the hour's busiest ten
+minutes. Lengths and burstiness are those of requests drawn at full rate in the busiest window of each six hours. The
+request-level simulator runs sampled hours on the same deployments, and the difference is reported.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trivet.cloud.serving.rate import Load, load, open_loop
+from trivet.cloud.serving.tenants_traffic import LENGTH_WINDOWS, WINDOW_S, Service, generate
+from trivet.cloud.serving.traffic import Traffic
+from trivet.errors import DoesNotFit, TrivetError
+from trivet.loop.cloud_scenario import CloudScenario, ServiceSpec
+from trivet.loop.plan import Z80, Candidate, Goal, Slo, scaled, search
+from trivet.loop.plan_verify import judge
+from trivet.loop.space import Space
+
+Floats = NDArray[np.float64]
+Told = Callable[[str, int, int], None]
+HOUR_WINDOWS = 6
+DRAWN = 60_000  # requests of a window that the moments of its load are taken from, at least
+JUDGED = 60_000  # requests of a sampled hour that are simulated
+PERCENTILES = np.array([0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.925, 0.95, 0.97, 0.98, 0.99, 0.995, 0.999])
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Sized:
+    """One service on one chip. Arrays by hour of the week."""
+
+    spec: ServiceSpec
+    chip: str
+    candidate: Candidate
+    rate_per_s: Floats  # mean
+    busiest_per_s: Floats  # of the hour's ten-minute windows
+    block: NDArray[np.int64]  # which load each hour has
+    loads: tuple[Load, ...]
+    rank_rate: Floats  # [blocks] requests a second that one rank carries within the SLO
+    correction: float  # of the fluid rate, by the simulator at the peak
+    replicas: NDArray[np.int64]  # needed
+    slow_replicas: NDArray[np.int64]  # with steps at the upper end of their 80% interval
+    fast_replicas: NDArray[np.int64]
+
+    @property
+    def chips_per_replica(self) -> int:
+        return self.candidate.compiled.deployment.layout.chips
+
+    @property
+    def ranks(self) -> int:
+        return self.candidate.compiled.deployment.layout.attention_dp
+
+
+def week_windows(service: Service, scenario: CloudScenario) -> NDArray[np.int64]:
+    """Requests of each ten-minute window of the week; a record shorter than that repeats."""
+    count = scenario.days * 144
+    columns = (scenario.first_day * 144 + np.arange(count)) % service.windows
+    return np.asarray(service.requests.sum(axis=0)[columns], np.int64)
+
+
+def _drawn_loads(service: Service, windows: NDArray[np.int64], scenario: CloudScenario) -> tuple[tuple[Load, ...], int, Traffic]:
+    """The load of the busiest window of each six hours, drawn at full rate; and the week's busiest drawn window."""
+    loads: list[Load | None] = []
+    peak, peak_block, peak_count = None, 0, -1
+    for b in range(len(windows) // LENGTH_WINDOWS):
+        part = windows[b * LENGTH_WINDOWS : (b + 1) * LENGTH_WINDOWS]
+        w = int(np.argmax(part)) + b * LENGTH_WINDOWS
+        # A quiet service needs more windows for moments worth having.
+        span = 1 if part.max() >= DRAWN // 10 else LENGTH_WINDOWS
+        start = (scenario.first_day * 144 + (w if span == 1 else b * LENGTH_WINDOWS)) * WINDOW_S
+        traffic = generate(service, start_s=start, end_s=start + span * WINDOW_S, seed=scenario.seed)
+        if traffic.arrival_s.size < 2:
+            loads.append(None)
+            continue
+        loads.append(load(traffic.arrival_s, traffic.input_tokens.astype(float), traffic.output_tokens.astype(float)))
+        if part.max() > peak_count:
+            first = generate(service, start_s=(scenario.first_day * 144 + w) * WINDOW_S, seed=scenario.seed,
+                             end_s=(scenario.first_day * 144 + w + 1) * WINDOW_S)  # fmt: skip
+            peak, peak_block, peak_count = first, b, int(part.max())
+    known = next((x for x in loads if x is not None), None)
+    if peak is None or known is None:
+        raise TrivetError("has no requests in this week", field=f"services.{service.name}")
+    filled = []
+    for x in loads:
+        known = x if x is not None else known
+        filled.append(known)
+    return tuple(filled), peak_block, peak
+
+
+def split_load(demand: Load, total_per_s: float, rank_per_s: float) -> Load:
+    """The load of one rank that gets ``rank_per_s`` of the service's ``total_per_s`` at random.
+
+    Splitting thins the counts: their variance over mean falls to ``1 + (D - 1) p`` with the share ``p``.
+    """
+    share = min(rank_per_s / max(total_per_s, 1e-12), 1.0)
+    return replace(demand, arrival_dispersion=1.0 + (demand.arrival_dispersion - 1.0) * share)
+
+
+def _point(candidate: Candidate, demand: Load, rate: float, percentile: float, factor: float = 1.0) -> Any:
+    table = candidate.compiled.table if factor == 1.0 else scaled(candidate.compiled.table, factor)
+    return open_loop(table, demand, np.array(rate), np.array(float(candidate.token_budget)),
+                     np.array(float(candidate.max_num_seqs)), percentile)  # fmt: skip
+
+
+def _keeps(point: Any, spec: ServiceSpec) -> bool:
+    return bool(point.limit == 0 and point.ttft_s <= spec.ttft_s and point.tpot_s <= spec.tpot_s)
+
+
+def carried_per_rank(candidate: Candidate, demand: Load, total_per_s: float, spec: ServiceSpec, factor: float = 1.0) -> float:
+    """The highest rate of one rank that keeps the SLO; 0 where none does. ``factor`` stretches every step."""
+
+    def good(rate: float) -> bool:
+        return _keeps(_point(candidate, split_load(demand, total_per_s, rate), rate, spec.percentile, factor), spec)
+
+    low, high = 1e-3, 1e-3
+    if not good(low):
+        return 0.0
+    while high < 1e4 and good(high * 2):
+        high *= 2
+    low, high = high, high * 2
+    for _ in range(10):
+        middle = math.sqrt(low * high)
+        low, high = (middle, high) if good(middle) else (low, middle)
+    return low
+
+
+def thinned(traffic: Traffic, share: float, seed: int) -> Traffic:
+    """Each request with probability ``share``: what a part of the fleet sees."""
+    kept = np.random.default_rng(seed).random(traffic.arrival_s.size) < share
+    return Traffic(traffic.arrival_s[kept], traffic.input_tokens[kept], traffic.output_tokens[kept], name=traffic.name)
+
+
+def _judged(candidate: Candidate, window: Traffic, rank_per_s: float, spec: ServiceSpec, seed: int) -> dict[str, Any] | None:
+    """Some replicas simulated under their part of a drawn window, at ``rank_per_s`` each rank; None with too few requests."""
+    total = window.arrival_s.size / WINDOW_S if window.arrival_s.size else 0.0
+    per_replica = rank_per_s * candidate.compiled.deployment.layout.attention_dp
+    count = max(1, min(round(JUDGED / max(per_replica * WINDOW_S, 1e-9)), int(total / max(per_replica, 1e-9)), 64))
+    part = thinned(window, count * per_replica / max(total, 1e-9), seed)
+    if part.arrival_s.size < 50:
+        return None
+    return {**judge(replace(candidate, replicas=count), part, Slo(spec.ttft_s, spec.tpot_s, spec.percentile)), "replicas": count}
+
+
+def simulated_per_rank(candidate: Candidate, window: Traffic, guess: float, spec: ServiceSpec, seed: int) -> float:
+    """The highest rate of one rank that keeps the SLO in the request-level simulator, to 6%; 0 where none near does."""
+    low, high = 0.0, guess * 4.0
+    rate = guess
+    for _ in range(7):
+        judged = _judged(candidate, window, rate, spec, seed)
+        if judged is not None and judged["holds"]:
+            low = rate
+        else:
+            high = rate
+        if low > 0 and high / low < 1.06:
+            break
+        rate = math.sqrt(low * high) if low > 0 else high / 2.0
+    return low
+
+
+def choose(
+    spec: ServiceSpec, chip: str, architecture: Any, peak: Traffic, demand: Load, scenario: CloudScenario, told: Told
+) -> tuple[Candidate, float]:
+    """The aggregated deployment that the simulator finds cheapest at the week's peak, of plan's ladder; and the ratio of the
+    rate that it carries there to the fluid one. Raises DoesNotFit where none keeps the SLO."""
+    stretch = Traffic(peak.arrival_s[:DRAWN], peak.input_tokens[:DRAWN], peak.output_tokens[:DRAWN], name=spec.name)
+    space = Space((chip,), modes=("aggregated",), max_chips_per_replica=spec.max_chips_per_replica,
+                  price_basis=scenario.price_basis)  # fmt: skip
+    found = search(Goal(architecture, stretch, Slo(spec.ttft_s, spec.tpot_s, spec.percentile)), space, told)
+    total = peak.arrival_s.size / WINDOW_S
+    best: tuple[float, Candidate, float] | None = None
+    for i in next(iter(found.by_chip.values()), ()):
+        candidate = found.candidates[i]
+        fluid = carried_per_rank(candidate, demand, total, spec)
+        carried = simulated_per_rank(candidate, peak, fluid, spec, scenario.seed) if fluid > 0 else 0.0
+        layout = candidate.compiled.deployment.layout
+        per_chip = carried * layout.attention_dp / layout.chips
+        if carried > 0 and (best is None or per_chip > best[0]):
+            best = (per_chip, candidate, carried / fluid)
+    if best is None:
+        lost = max(found.rejected, key=lambda k: found.rejected[k], default="the simulator finds none")
+        raise DoesNotFit(f"no deployment of {spec.model} on {chip} keeps the SLO: {lost}", field=f"services.{spec.name}")
+    return best[1], best[2]
+
+
+def size(service: Service, spec: ServiceSpec, chip: str, architecture: Any, scenario: CloudScenario, told: Told) -> Sized:
+    """A deployment and the replicas that each hour needs."""
+    windows = week_windows(service, scenario)
+    loads, peak_block, peak = _drawn_loads(service, windows, scenario)
+    candidate, correction = choose(spec, chip, architecture, peak, loads[peak_block], scenario, told)
+    by_hour = windows.reshape(-1, HOUR_WINDOWS)
+    busiest = by_hour.max(axis=1) / WINDOW_S
+    block = np.arange(len(by_hour)) * HOUR_WINDOWS // LENGTH_WINDOWS
+    totals = np.array([max(busiest[block == b].max(), 1e-6) for b in range(len(loads))])
+    sigma, ranks = candidate.compiled.table.log_sigma, candidate.compiled.deployment.layout.attention_dp
+    counts, rank_rate = [], np.zeros(len(loads))
+    for factor in (1.0, math.exp(Z80 * sigma), math.exp(-Z80 * sigma)):
+        carried = np.array([carried_per_rank(candidate, x, t, spec, factor) for x, t in zip(loads, totals, strict=True)]) * correction
+        if not (carried > 0).any():
+            counts.append(np.full(len(busiest), -1))
+            continue
+        # A block whose lengths alone break the SLO is served at the least rate of the others, and misses.
+        carried = np.where(carried > 0, carried, carried[carried > 0].min())
+        rank_rate = carried if factor == 1.0 else rank_rate
+        counts.append(np.maximum(np.ceil(busiest * (1.0 + scenario.headroom) / (carried[block] * ranks)), 1).astype(np.int64))
+    if (counts[0] < 0).any():
+        raise DoesNotFit(f"no rate keeps the SLO on {chip}", field=f"services.{spec.name}")
+    return Sized(spec, chip, candidate, by_hour.mean(axis=1) / WINDOW_S, busiest, block, loads, rank_rate, correction, *counts)
+
+
+def attainment(sized: Sized, replicas: Floats) -> tuple[Floats, Floats, Floats]:
+    """(share of requests within the SLO, watts a chip, busy) by hour with ``replicas`` serving (may be fractional).
+
+    The fluid answer is read at the rate over the simulator's correction, so that both agree on what a rank carries.
+    """
+    hours = len(sized.rate_per_s)
+    share, watts, busy = np.zeros(hours), np.zeros(hours), np.zeros(hours)
+    item, c = sized.candidate.compiled, sized.candidate
+    budget, limit = np.array(float(c.token_budget)), np.array(float(c.max_num_seqs))
+    served = np.maximum(replicas, 1e-9) * sized.ranks
+    for h in range(hours):
+        if replicas[h] <= 0:
+            continue
+        demand = sized.loads[int(sized.block[h])]
+        rate = sized.busiest_per_s[h] / served[h]
+        part = split_load(demand, float(sized.busiest_per_s[h]), float(rate))
+        for p in PERCENTILES:
+            if not _keeps(_point(c, part, rate / sized.correction, float(p)), sized.spec):
+                break
+            share[h] = p
+        mean_rate = min(sized.rate_per_s[h] / served[h], 1.02 * sized.rank_rate[int(sized.block[h])])
+        mean = open_loop(item.table, part, np.array(mean_rate), budget, limit, 0.0)
+        used = float(np.clip(mean.busy, 0.0, 1.0))
+        read = item.work.weight_bytes + min(float(mean.batch), c.max_num_seqs) * demand.context_mean * item.work.kv_bytes_per_token
+        flops = item.work.flops_per_token * mean_rate * demand.tokens
+        watts[h] = float(item.economics.watts(np.array(used), flops, used * read / max(float(mean.tpot_mean_s), 1e-6)))
+        busy[h] = used
+    return share, watts, busy
+
+
+def check_hours(sized: Sized, service: Service, scenario: CloudScenario) -> list[dict[str, Any]]:
+    """Sampled hours simulated request by request beside the fluid answer, other hours than the one that was fitted.
+
+    The second busiest hour, the median and the quietest; a large fleet as a part of it under its part of the traffic.
+    """
+    order = np.argsort(-sized.busiest_per_s, kind="stable")
+    picks = [order[int(1 + q * (len(order) - 2))] for q in np.linspace(0.0, 1.0, max(scenario.checks_per_service, 1))]
+    fluid, _, _ = attainment(sized, sized.replicas.astype(float))
+    rows = []
+    for hour in dict.fromkeys(int(h) for h in picks[: scenario.checks_per_service]):
+        windows = week_windows(service, scenario)[hour * HOUR_WINDOWS : (hour + 1) * HOUR_WINDOWS]
+        start = (scenario.first_day * 144 + hour * HOUR_WINDOWS + int(np.argmax(windows))) * WINDOW_S
+        window = generate(service, start_s=start, end_s=start + WINDOW_S, seed=scenario.seed)
+        rate = sized.busiest_per_s[hour] / (sized.replicas[hour] * sized.ranks)
+        judged = _judged(sized.candidate, window, float(rate), sized.spec, scenario.seed + 1)
+        if judged is None:
+            continue
+        demand = split_load(sized.loads[int(sized.block[hour])], float(sized.busiest_per_s[hour]), float(rate))
+        point = _point(sized.candidate, demand, rate / sized.correction, sized.spec.percentile)
+        rows.append({
+            "service": sized.spec.name, "hour": hour, "replicas": int(sized.replicas[hour]),
+            "simulated_replicas": judged["replicas"], "requests": judged["requests"], "fluid_ttft_s": float(point.ttft_s),
+            "simulated_ttft_s": judged["ttft_s"], "fluid_tpot_s": float(point.tpot_s), "simulated_tpot_s": judged["tpot_s"],
+            "fluid_attainment": float(fluid[hour]), "simulated_attainment": judged["attainment"],
+        })  # fmt: skip
+    return rows
