@@ -14,7 +14,8 @@ from trivet.chip.catalogue import chip as chip_by_name
 from trivet.errors import TrivetError
 from trivet.facts import Fact
 from trivet.loop import claims_chips
-from trivet.loop.claims import SURE, Bench, Claim, Figure, compute, exceeds, verdict
+from trivet.loop.claim import SURE, Bench, Claim, Figure, exceeds, verdict
+from trivet.loop.claims import compute
 from trivet.report.claims_report import html, markdown
 
 LIGHT = ("above-a800", "par-with-h20", "links", "one-cluster", "capital", "full-stack")

@@ -16,7 +16,7 @@ from trivet.cloud.fabric import levels, server_of
 from trivet.cloud.training.job import Split, TrainingJob
 from trivet.cloud.training.step import train_step
 from trivet.errors import DoesNotFit
-from trivet.loop.claims import Bench, Claim, Figure, exceeds, verdict
+from trivet.loop.claim import Bench, Claim, Figure, exceeds, verdict
 from trivet.loop.plan import Goal, Slo, search
 from trivet.loop.plan_run import synthetic_traffic
 from trivet.loop.space import Space

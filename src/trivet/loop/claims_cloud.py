@@ -15,7 +15,7 @@ from trivet.cloud.cluster.tasks import Task
 from trivet.cloud.cost import capital_usd
 from trivet.cloud.energy import provisioned_facility_w
 from trivet.loop import training_plan
-from trivet.loop.claims import Bench, Claim, Figure, exceeds, verdict
+from trivet.loop.claim import Bench, Claim, Figure, exceeds, verdict
 from trivet.loop.claims_chips import SERVED_PER_S, SERVED_TOKENS, SUBJECT, serving
 from trivet.model.config import read as read_model
 

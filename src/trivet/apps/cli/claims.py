@@ -25,7 +25,8 @@ def claims(
     """Each claim of the article that can be checked: how, the verdict with its probability, what would change it."""
     from trivet.apps.cli.screen import progress
     from trivet.interop.results import result_file, result_folder
-    from trivet.loop.claims import Bench, compute
+    from trivet.loop.claim import Bench
+    from trivet.loop.claims import compute
     from trivet.report import claims_report as report
 
     with progress(enabled=not as_json) as show:
