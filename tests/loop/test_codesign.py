@@ -10,10 +10,11 @@ from trivet.chip.catalogue import chip
 from trivet.chip.reading import data_folder, read_yaml
 from trivet.chip.variant import compose, ported, vary
 from trivet.errors import DoesNotFit, TrivetError
-from trivet.loop.codesign import Study, best, doubts, sensitivities, used
+from trivet.loop.codesign import Study, doubts, sensitivities, used
 from trivet.loop.codesign_check import check, place
 from trivet.loop.codesign_demand import MAX_LOAD, Price, demand, rate
 from trivet.loop.codesign_result import CodesignRequest, run_codesign
+from trivet.loop.codesign_search import best
 from trivet.model.config import read
 
 SMALL = {

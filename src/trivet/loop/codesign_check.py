@@ -16,8 +16,9 @@ from trivet.chip.catalogue import chip as catalogue_chip
 from trivet.chip.spec import Chip
 from trivet.chip.variant import ported
 from trivet.errors import DoesNotFit
-from trivet.loop.codesign import Study, best, used
+from trivet.loop.codesign import Study, used
 from trivet.loop.codesign_demand import Workload
+from trivet.loop.codesign_search import best
 
 # What a data sheet shows of a step from one chip to the next.
 SHOWN = {

@@ -2,8 +2,9 @@
 
 Each workload becomes one number, tokens a second and chip, at the load where its SLO still holds:
 
-* decode: the largest batch whose step meets TPOT and whose KV fits, ``B * ranks / step(B, context) / chips``, averaged
-  over services whose TPOT is 0.7 to 1.4 times the one named (step times have tile edges, one SLO may sit on one);
+* decode: the largest batch whose step meets TPOT and whose KV fits, ``B * ranks / step(B, context) / chips``, the
+  geometric mean over services whose TPOT is 0.8 to 1.25 times the one named (step times have tile edges, and one SLO may
+  sit on one);
 * prefill: ``prompt / t / chips`` times the load at which a queue of deterministic service (M/D/1) keeps the mean TTFT,
   ``t (1 + rho / (2 (1 - rho))) = TTFT``;
 * training: the step of the best split that fits;
@@ -41,7 +42,7 @@ KINDS = ("decode", "prefill", "training", "mix")
 CHUNK = 8192
 MAX_BATCH = 1024.0
 MAX_LOAD = 0.95
-SLO_SPREAD = (0.7, 0.8, 0.9, 1.0, 1.1, 1.25, 1.4)  # of the SLOs that a decode pool serves, over the one named
+SLO_SPREAD = (0.8, 0.87, 0.94, 1.0, 1.06, 1.15, 1.25)  # of the SLOs that a decode pool serves, over the one named
 _NUMBERS = {
     "decode": ("context", "tpot_s"), "prefill": ("prompt", "ttft_s"), "training": ("seq_len", "global_batch", "chips"),
     "mix": ("tpot_s", "ttft_s"),
@@ -221,10 +222,13 @@ def rate(chip: Chip, workload: Workload, choice: Choice) -> Rate:
     return _prefill(workload, choice, settings, table)
 
 
-def metrics(chip: Chip, workload: Workload, found: Mapping[str, Choice], price: Price) -> Metrics:
+def metrics(
+    chip: Chip, workload: Workload, found: Mapping[str, Choice], price: Price, timed: Chip | None = None
+) -> Metrics:
     """Cost, energy and chips of a workload (or of each service of a mix, added up) on ``chip``.
 
-    ``found`` maps the name of each workload (of each service, for a mix) to how it runs.
+    ``found`` maps the name of each workload (of each service, for a mix) to how it runs; ``timed`` is the chip that the
+    timing model sees, where that differs (see ``codesign.timed``).
     """
     usd_per_s = price.usd_per_hour(chip) / 3600.0
     parts = workload.services if workload.kind == "mix" else ((workload, 1.0),)
@@ -233,7 +237,7 @@ def metrics(chip: Chip, workload: Workload, found: Mapping[str, Choice], price: 
     whole = sum(tokens for _, tokens in parts)
     texts = []
     for part, tokens in parts:
-        one = rate(chip, part, found[part.name])
+        one = rate(timed or chip, part, found[part.name])
         chip_s = Estimate(1.0 / one.tokens_per_s, {f"{chip.name} timing": one.log_sigma} if one.log_sigma else {})
         watts = facility_w(chip, _watts(chip, one), server_of(chip), price.site)
         seconds.append(chip_s * (tokens / whole))
@@ -301,11 +305,11 @@ def _decode(workload: Workload, choice: Choice, settings: EngineSettings, table:
         raise DoesNotFit(f"a step takes {step_s(1.0) * 1e3:.0f} ms", field=workload.name, allowed=f"{slo * 1e3:g} ms")
     # Kernels step from tile to tile, and one SLO may sit on an edge: the mean over services somewhat stricter and laxer.
     batches = [high if step_s(high) <= k * slo else _bisect(step_s, 1.0, high, k * slo) for k in SLO_SPREAD]
-    seconds_a_token = sum(step_s(batch) / batch for batch in batches) / len(batches)
+    logs = [np.log(batch / step_s(batch)) for batch in batches]
     batch = batches[len(batches) // 2]
     work = _work(workload.architecture, Batch(decode_sequences=batch, decode_context=context), choice, settings)
     flops, moved, linked = (w / step_s(batch) for w in work)
-    tokens = choice.layout.attention_dp / seconds_a_token / choice.layout.chips
+    tokens = float(np.exp(np.mean(logs))) * choice.layout.attention_dp / choice.layout.chips
     return Rate(tokens, flops, moved, linked, table.log_sigma, choice)
 
 

@@ -9,9 +9,10 @@ from typing import Any
 from trivet.chip.catalogue import chip as catalogue_chip
 from trivet.chip.catalogue import unknown_fields
 from trivet.errors import TrivetError, Unsupported
-from trivet.loop.codesign import METRICS, Best, Progress, Sensitivity, Study, best, sensitivities, used
+from trivet.loop.codesign import METRICS, Progress, Sensitivity, Study, sensitivities, used
 from trivet.loop.codesign_check import Check, check, place
 from trivet.loop.codesign_demand import Metrics, Workload, demand
+from trivet.loop.codesign_search import Best, best
 from trivet.model.architecture import Architecture
 
 
