@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from trivet.chip.spec import Chip
 from trivet.cloud.deployment import Deployment, EngineSettings
 from trivet.errors import TrivetError, UnknownName, Unsupported
-from trivet.interop.flags import launch, launch_command, parse
+from trivet.interop.flags import launch, launch_command
+from trivet.interop.flags_parse import parse
 from trivet.model.architecture import Architecture, FeedForward, Layer, Mixer, Quantisation
 from trivet.model.parallel import Layout
 

@@ -10,7 +10,7 @@ from ruamel.yaml import YAML
 from trivet.chip.spec import Chip
 from trivet.cloud.deployment import Deployment, EngineSettings
 from trivet.errors import TrivetError, Unsupported
-from trivet.interop.flags import parse
+from trivet.interop.flags_parse import parse
 from trivet.interop.kubernetes import KINDS, Rollout, manifest
 from trivet.model.architecture import Architecture, FeedForward, Layer, Mixer, Quantisation
 from trivet.model.parallel import Layout

@@ -20,7 +20,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from io import StringIO
 from typing import Any
@@ -302,19 +302,3 @@ def _yaml(document: dict[str, Any]) -> str:
     yaml.default_flow_style = False
     yaml.dump(document, stream)
     return stream.getvalue()
-
-
-def parse(command: str | Sequence[str], *, files: Mapping[str, str] | None = None, moe: bool = True) -> Parsed:
-    """Read a launch command of any of the three engines; see ``flags_parse``.
-
-    Args:
-        command: shell line (comments and here-documents of :func:`launch_command` included) or words.
-        files: text of a ``--config`` file by the name that the command uses.
-        moe: whether the model has experts (a dense model has ``moe_tp = moe_ep = 1``).
-
-    Raises:
-        TrivetError: no known engine, a flag without value, a value that is no number.
-    """
-    from trivet.interop import flags_parse
-
-    return flags_parse.parse(command, files=files, moe=moe)
