@@ -123,7 +123,16 @@ class _Flags:
 def parse(
     command: str | Sequence[str], *, files: Mapping[str, str] | None = None, moe: bool = True
 ) -> Parsed:
-    """See :func:`trivet.interop.flags.parse`."""
+    """Read a launch command of any of the three engines.
+
+    Args:
+        command: shell line (comments and here-documents of ``flags.launch_command`` included) or words.
+        files: text of a ``--config`` file by the name that the command uses.
+        moe: whether the model has experts (a dense model has ``moe_tp = moe_ep = 1``).
+
+    Raises:
+        TrivetError: no known engine, a flag without value, a value that is no number.
+    """
     texts = dict(files or {})
     if isinstance(command, str):
         texts |= dict(re.findall(r"^cat > (\S+) <<'EOF'\n(.*?)^EOF$", command, re.S | re.M))
