@@ -103,9 +103,8 @@ def bills(service: Service, measured: Meter, sized: Sized, cost_usd: float, scen
     w_in, w_out = token_weights(sized)
     weight = measured.input_tokens * w_in + measured.output_tokens * w_out
     share = weight / max(float(weight.sum()), 1e-12)
-    recorded = len(service.clients) - 0
     rows = []
-    for k in range(recorded):
+    for k in range(len(service.clients)):
         tokens_in, tokens_out = int(measured.input_tokens[k]), int(measured.output_tokens[k])
         rows.append({
             "service": service.name, "customer": f"{service.name}/{int(service.clients[k])}",

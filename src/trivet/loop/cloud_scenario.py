@@ -75,7 +75,7 @@ class CloudScenario:
     days: int = 7
     first_day: int = 0
     sample: float = 0.01  # share of the requests that is drawn and metered
-    headroom: float = 0.0  # replicas beyond the hour's need, as a share
+    headroom: float = 0.1  # replicas beyond the hour's need, as a share
     policy: str = "bestfit"
     queue: str = "fifo"
     spares: int = 8

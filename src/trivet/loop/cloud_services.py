@@ -1,8 +1,9 @@
 """The services of a cloud's week: a deployment each, replicas by the hour, SLO attainment, watts, and the check.
 
 Fluid by the hour: within an hour a service is in the steady state of ``cloud/serving/rate.py`` at the hour's busiest ten
-minutes. Lengths and burstiness are those of requests drawn at full rate in the busiest window of each six hours. The
-request-level simulator runs sampled hours on the same deployments, and the difference is reported.
+minutes, with the lengths of the customers that are active then. Burstiness is that of requests drawn at full rate in the
+busiest window of each six hours, where the request-level simulator also says what a rank carries; the ratio to the fluid
+rate corrects those six hours. Other hours, sampled, are then simulated too, and the difference is reported.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from trivet.cloud.serving.rate import Load, load, open_loop
+from trivet.cloud.serving.rate import QUANTILES, Load, load, open_loop
 from trivet.cloud.serving.tenants_traffic import LENGTH_WINDOWS, WINDOW_S, Service, generate
 from trivet.cloud.serving.traffic import Traffic
 from trivet.errors import DoesNotFit, TrivetError
@@ -27,8 +28,8 @@ from trivet.loop.space import Space
 Floats = NDArray[np.float64]
 Told = Callable[[str, int, int], None]
 HOUR_WINDOWS = 6
-DRAWN = 60_000  # requests of a window that the moments of its load are taken from, at least
-JUDGED = 60_000  # requests of a sampled hour that are simulated
+DRAWN = 60_000  # requests of the peak that plan's search sees
+JUDGED = 30_000  # requests of a sampled hour that are simulated
 PERCENTILES = np.array([0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.925, 0.95, 0.97, 0.98, 0.99, 0.995, 0.999])
 
 
@@ -41,10 +42,9 @@ class Sized:
     candidate: Candidate
     rate_per_s: Floats  # mean
     busiest_per_s: Floats  # of the hour's ten-minute windows
-    block: NDArray[np.int64]  # which load each hour has
     loads: tuple[Load, ...]
-    rank_rate: Floats  # [blocks] requests a second that one rank carries within the SLO
-    correction: float  # of the fluid rate, by the simulator at the peak
+    rank_rate: Floats  # requests a second that one rank carries within the SLO
+    correction: Floats  # simulated over fluid rate, found in the busiest window of the six hours
     replicas: NDArray[np.int64]  # needed
     slow_replicas: NDArray[np.int64]  # with steps at the upper end of their 80% interval
     fast_replicas: NDArray[np.int64]
@@ -65,33 +65,48 @@ def week_windows(service: Service, scenario: CloudScenario) -> NDArray[np.int64]
     return np.asarray(service.requests.sum(axis=0)[columns], np.int64)
 
 
-def _drawn_loads(service: Service, windows: NDArray[np.int64], scenario: CloudScenario) -> tuple[tuple[Load, ...], int, Traffic]:
-    """The load of the busiest window of each six hours, drawn at full rate; and the week's busiest drawn window."""
-    loads: list[Load | None] = []
-    peak, peak_block, peak_count = None, 0, -1
-    for b in range(len(windows) // LENGTH_WINDOWS):
-        part = windows[b * LENGTH_WINDOWS : (b + 1) * LENGTH_WINDOWS]
-        w = int(np.argmax(part)) + b * LENGTH_WINDOWS
-        # A quiet service needs more windows for moments worth having.
-        span = 1 if part.max() >= DRAWN // 10 else LENGTH_WINDOWS
-        start = (scenario.first_day * 144 + (w if span == 1 else b * LENGTH_WINDOWS)) * WINDOW_S
-        traffic = generate(service, start_s=start, end_s=start + span * WINDOW_S, seed=scenario.seed)
-        if traffic.arrival_s.size < 2:
-            loads.append(None)
-            continue
-        loads.append(load(traffic.arrival_s, traffic.input_tokens.astype(float), traffic.output_tokens.astype(float)))
-        if part.max() > peak_count:
-            first = generate(service, start_s=(scenario.first_day * 144 + w) * WINDOW_S, seed=scenario.seed,
-                             end_s=(scenario.first_day * 144 + w + 1) * WINDOW_S)  # fmt: skip
-            peak, peak_block, peak_count = first, b, int(part.max())
-    known = next((x for x in loads if x is not None), None)
-    if peak is None or known is None:
-        raise TrivetError("has no requests in this week", field=f"services.{service.name}")
-    filled = []
-    for x in loads:
-        known = x if x is not None else known
-        filled.append(known)
-    return tuple(filled), peak_block, peak
+def window_at(service: Service, scenario: CloudScenario, index: int) -> Traffic:
+    """The requests of one ten-minute window of the week, drawn at full rate."""
+    start = (scenario.first_day * 144 + index) * WINDOW_S
+    return generate(service, start_s=start, end_s=start + WINDOW_S, seed=scenario.seed)
+
+
+class _Mixtures:
+    """Length moments of whichever customers are active: their histograms on a common grid, mixed by their requests."""
+
+    def __init__(self, service: Service) -> None:
+        self.service = service
+        self.grid = np.unique(np.round(np.geomspace(1, 2**20, 400)))
+        self.inputs = self._histograms(service.inputs)
+        tokens, probability, offsets = service.outputs.tokens, service.outputs.probability, service.outputs.offsets
+        out = np.maximum(tokens.astype(float), 1.0)
+        mass = np.add.reduceat(probability, offsets[:-1])
+        self.outputs = np.stack(
+            [np.add.reduceat(f * probability, offsets[:-1]) / mass for f in (out, out**2, 1.0 / np.maximum(out - 1.0, 1.0))], axis=1
+        )
+        self.means = np.add.reduceat(np.maximum(service.inputs.tokens, 1) * service.inputs.probability, service.inputs.offsets[:-1])
+        self.means = self.means / np.add.reduceat(service.inputs.probability, service.inputs.offsets[:-1])
+
+    def _histograms(self, table: Any) -> Floats:
+        rows = len(table.offsets) - 1
+        row = np.repeat(np.arange(rows), np.diff(table.offsets))
+        column = np.searchsorted(self.grid, np.maximum(table.tokens, 1), side="right") - 1
+        flat = np.bincount(row * len(self.grid) + column, table.probability, rows * len(self.grid))
+        histogram = flat.reshape(rows, len(self.grid))
+        return np.asarray(histogram / histogram.sum(axis=1, keepdims=True))
+
+    def load(self, column: int, rate_per_s: float, dispersion: float) -> Load | None:
+        """The load of window ``column`` of the record; None where nobody asks."""
+        requests = self.service.requests[:, column].astype(float)
+        if requests.sum() <= 0:
+            return None
+        row, share = self.service.row[:, column // LENGTH_WINDOWS], requests / requests.sum()
+        cdf = np.cumsum(share @ self.inputs[row])
+        points = (np.arange(QUANTILES) + 0.5) / QUANTILES
+        quantiles = np.interp(points, cdf, self.grid)
+        quantiles = quantiles * (float(share @ self.means[row]) / quantiles.mean())
+        mean, square, inverse = share @ self.outputs[row]
+        return Load(rate_per_s, rate_per_s, quantiles, float(mean), float(square), float(inverse), dispersion)
 
 
 def split_load(demand: Load, total_per_s: float, rank_per_s: float) -> Load:
@@ -166,52 +181,93 @@ def simulated_per_rank(candidate: Candidate, window: Traffic, guess: float, spec
 
 def choose(
     spec: ServiceSpec, chip: str, architecture: Any, peak: Traffic, demand: Load, scenario: CloudScenario, told: Told
-) -> tuple[Candidate, float]:
-    """The aggregated deployment that the simulator finds cheapest at the week's peak, of plan's ladder; and the ratio of the
-    rate that it carries there to the fluid one. Raises DoesNotFit where none keeps the SLO."""
+) -> Candidate:
+    """The aggregated deployment of plan's ladder that carries most a chip in the simulator at the week's peak.
+
+    Raises DoesNotFit where none keeps the SLO.
+    """
     stretch = Traffic(peak.arrival_s[:DRAWN], peak.input_tokens[:DRAWN], peak.output_tokens[:DRAWN], name=spec.name)
     space = Space((chip,), modes=("aggregated",), max_chips_per_replica=spec.max_chips_per_replica,
                   price_basis=scenario.price_basis)  # fmt: skip
     found = search(Goal(architecture, stretch, Slo(spec.ttft_s, spec.tpot_s, spec.percentile)), space, told)
     total = peak.arrival_s.size / WINDOW_S
-    best: tuple[float, Candidate, float] | None = None
-    for i in next(iter(found.by_chip.values()), ()):
+    best: tuple[float, Candidate] | None = None
+    ladder = next(iter(found.by_chip.values()), ())
+    for k, i in enumerate(ladder):
+        told(f"simulating {spec.name} on {chip}", k, len(ladder))
         candidate = found.candidates[i]
         fluid = carried_per_rank(candidate, demand, total, spec)
         carried = simulated_per_rank(candidate, peak, fluid, spec, scenario.seed) if fluid > 0 else 0.0
         layout = candidate.compiled.deployment.layout
         per_chip = carried * layout.attention_dp / layout.chips
         if carried > 0 and (best is None or per_chip > best[0]):
-            best = (per_chip, candidate, carried / fluid)
+            best = (per_chip, candidate)
     if best is None:
         lost = max(found.rejected, key=lambda k: found.rejected[k], default="the simulator finds none")
         raise DoesNotFit(f"no deployment of {spec.model} on {chip} keeps the SLO: {lost}", field=f"services.{spec.name}")
-    return best[1], best[2]
+    return best[1]
 
 
 def size(service: Service, spec: ServiceSpec, chip: str, architecture: Any, scenario: CloudScenario, told: Told) -> Sized:
     """A deployment and the replicas that each hour needs."""
     windows = week_windows(service, scenario)
-    loads, peak_block, peak = _drawn_loads(service, windows, scenario)
-    candidate, correction = choose(spec, chip, architecture, peak, loads[peak_block], scenario, told)
     by_hour = windows.reshape(-1, HOUR_WINDOWS)
     busiest = by_hour.max(axis=1) / WINDOW_S
-    block = np.arange(len(by_hour)) * HOUR_WINDOWS // LENGTH_WINDOWS
-    totals = np.array([max(busiest[block == b].max(), 1e-6) for b in range(len(loads))])
+    busiest_window = by_hour.argmax(axis=1) + np.arange(len(by_hour)) * HOUR_WINDOWS
+    if windows.max() < 2:
+        raise TrivetError("has no requests in this week", field=f"services.{service.name}")
+    mixtures = _Mixtures(service)
+
+    def load_of(hour: int, dispersion: float) -> Load | None:
+        column = (scenario.first_day * 144 + int(busiest_window[hour])) % service.windows
+        return mixtures.load(column, float(busiest[hour]), dispersion)
+
+    peak = window_at(service, scenario, int(windows.argmax()))
+    drawn = load(peak.arrival_s, peak.input_tokens.astype(float), peak.output_tokens.astype(float))
+    candidate = choose(spec, chip, architecture, peak, drawn, scenario, told)
+    hours_a_block = LENGTH_WINDOWS // HOUR_WINDOWS
+    loads: list[Load | None] = []
+    correction, known = np.ones(len(by_hour)), 1.0
+    for b in range(len(by_hour) // hours_a_block):
+        told(f"simulating {spec.name} on {chip}", b, len(by_hour) // hours_a_block)
+        hours = range(b * hours_a_block, (b + 1) * hours_a_block)
+        top = max(hours, key=lambda h: busiest[h])
+        window = window_at(service, scenario, int(busiest_window[top]))
+        dispersion = 1.0
+        if window.arrival_s.size >= 100:
+            dispersion = load(window.arrival_s, window.input_tokens, window.output_tokens).arrival_dispersion  # type: ignore[arg-type]
+            demand = load_of(top, dispersion)
+            fluid = carried_per_rank(candidate, demand, float(busiest[top]), spec) if demand else 0.0
+            if fluid > 0:
+                carried = simulated_per_rank(candidate, window, fluid * known, spec, scenario.seed)
+                known = carried / fluid if carried > 0 else known
+        correction[list(hours)] = known
+        loads += [load_of(h, dispersion) for h in hours]
+    some = next(x for x in loads if x is not None)
+    filled = tuple(x if x is not None else some for x in loads)
+    return _counted(spec, chip, candidate, by_hour, busiest, filled, correction, scenario)
+
+
+def _counted(
+    spec: ServiceSpec, chip: str, candidate: Candidate, by_hour: NDArray[np.int64], busiest: Floats, loads: tuple[Load, ...],
+    correction: Floats, scenario: CloudScenario,
+) -> Sized:  # fmt: skip
+    """Replicas by hour at the middle and at both ends of the step times' 80% interval (-1 where none keeps the SLO)."""
     sigma, ranks = candidate.compiled.table.log_sigma, candidate.compiled.deployment.layout.attention_dp
     counts, rank_rate = [], np.zeros(len(loads))
     for factor in (1.0, math.exp(Z80 * sigma), math.exp(-Z80 * sigma)):
-        carried = np.array([carried_per_rank(candidate, x, t, spec, factor) for x, t in zip(loads, totals, strict=True)]) * correction
+        carried = np.array([carried_per_rank(candidate, x, max(float(t), 1e-6), spec, factor) for x, t in zip(loads, busiest, strict=True)])
+        carried *= correction
         if not (carried > 0).any():
             counts.append(np.full(len(busiest), -1))
             continue
-        # A block whose lengths alone break the SLO is served at the least rate of the others, and misses.
+        # Where lengths alone break the SLO the least rate of the other hours serves, and the hour misses.
         carried = np.where(carried > 0, carried, carried[carried > 0].min())
         rank_rate = carried if factor == 1.0 else rank_rate
-        counts.append(np.maximum(np.ceil(busiest * (1.0 + scenario.headroom) / (carried[block] * ranks)), 1).astype(np.int64))
+        counts.append(np.maximum(np.ceil(busiest * (1.0 + scenario.headroom) / (carried * ranks)), 1).astype(np.int64))
     if (counts[0] < 0).any():
         raise DoesNotFit(f"no rate keeps the SLO on {chip}", field=f"services.{spec.name}")
-    return Sized(spec, chip, candidate, by_hour.mean(axis=1) / WINDOW_S, busiest, block, loads, rank_rate, correction, *counts)
+    return Sized(spec, chip, candidate, by_hour.mean(axis=1) / WINDOW_S, busiest, loads, rank_rate, correction, *counts)
 
 
 def attainment(sized: Sized, replicas: Floats) -> tuple[Floats, Floats, Floats]:
@@ -227,14 +283,14 @@ def attainment(sized: Sized, replicas: Floats) -> tuple[Floats, Floats, Floats]:
     for h in range(hours):
         if replicas[h] <= 0:
             continue
-        demand = sized.loads[int(sized.block[h])]
+        demand = sized.loads[h]
         rate = sized.busiest_per_s[h] / served[h]
         part = split_load(demand, float(sized.busiest_per_s[h]), float(rate))
         for p in PERCENTILES:
-            if not _keeps(_point(c, part, rate / sized.correction, float(p)), sized.spec):
+            if not _keeps(_point(c, part, rate / sized.correction[h], float(p)), sized.spec):
                 break
             share[h] = p
-        mean_rate = min(sized.rate_per_s[h] / served[h], 1.02 * sized.rank_rate[int(sized.block[h])])
+        mean_rate = min(sized.rate_per_s[h] / served[h], 1.02 * sized.rank_rate[h])
         mean = open_loop(item.table, part, np.array(mean_rate), budget, limit, 0.0)
         used = float(np.clip(mean.busy, 0.0, 1.0))
         read = item.work.weight_bytes + min(float(mean.batch), c.max_num_seqs) * demand.context_mean * item.work.kv_bytes_per_token
@@ -255,14 +311,13 @@ def check_hours(sized: Sized, service: Service, scenario: CloudScenario) -> list
     rows = []
     for hour in dict.fromkeys(int(h) for h in picks[: scenario.checks_per_service]):
         windows = week_windows(service, scenario)[hour * HOUR_WINDOWS : (hour + 1) * HOUR_WINDOWS]
-        start = (scenario.first_day * 144 + hour * HOUR_WINDOWS + int(np.argmax(windows))) * WINDOW_S
-        window = generate(service, start_s=start, end_s=start + WINDOW_S, seed=scenario.seed)
+        window = window_at(service, scenario, hour * HOUR_WINDOWS + int(np.argmax(windows)))
         rate = sized.busiest_per_s[hour] / (sized.replicas[hour] * sized.ranks)
         judged = _judged(sized.candidate, window, float(rate), sized.spec, scenario.seed + 1)
         if judged is None:
             continue
-        demand = split_load(sized.loads[int(sized.block[hour])], float(sized.busiest_per_s[hour]), float(rate))
-        point = _point(sized.candidate, demand, rate / sized.correction, sized.spec.percentile)
+        demand = split_load(sized.loads[hour], float(sized.busiest_per_s[hour]), float(rate))
+        point = _point(sized.candidate, demand, rate / sized.correction[hour], sized.spec.percentile)
         rows.append({
             "service": sized.spec.name, "hour": hour, "replicas": int(sized.replicas[hour]),
             "simulated_replicas": judged["replicas"], "requests": judged["requests"], "fluid_ttft_s": float(point.ttft_s),

@@ -188,7 +188,7 @@ def _service_entry(s: Sized, running: Floats, kept: Floats, watts: Floats) -> di
         "requests_per_s": float(s.rate_per_s.mean()), "busiest_requests_per_s": float(s.busiest_per_s.max()),
         "replicas_min": int(s.replicas.min()), "replicas_mean": float(s.replicas.mean()), "replicas_max": int(s.replicas.max()),
         "chips_at_peak": {"value": float(s.replicas.max()) * each, "lo": chips(s.fast_replicas), "hi": chips(s.slow_replicas)},
-        "chips_mean": float(running.mean()) * each, "fluid_correction": s.correction,
+        "chips_mean": float(running.mean()) * each, "fluid_correction_mean": float(s.correction.mean()),
         "slo_attainment": float((weight * kept).sum()), "hours_below_slo": int((kept < s.spec.percentile).sum()),
         "watts_a_chip": float((watts * running).sum() / max(float(running.sum()), 1e-9)),
     }  # fmt: skip
