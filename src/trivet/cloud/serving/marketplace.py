@@ -142,8 +142,8 @@ def _draw(
 
 def _scale(models: Sequence[PooledModel], rates: Floats, spreads: Floats, pool: Pool, chips: float) -> float:
     """Factor on all rates at which dedicated serving needs ``chips`` (bisection in the logarithm)."""
-    lo, hi = -12.0, 12.0
-    for _ in range(20):
+    lo, hi = -9.0, 9.0
+    for _ in range(14):
         middle = 0.5 * (lo + hi)
         if dedicated(models, Demand(rates * np.exp(middle), spreads), pool).chips < chips:
             lo = middle

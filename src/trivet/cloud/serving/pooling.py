@@ -186,19 +186,21 @@ def latency_s(model: PooledModel, pace_s: float) -> float:
 
 @lru_cache(maxsize=4096)
 def _distribution(mean: float, dispersion: float) -> tuple[Floats, Floats]:
-    """(n, probability) of the number in service; the tail below 1e-9 is cut."""
-    from scipy import stats
+    """(n, probability) of the number in service, negative-binomial; far tails are cut, large means are gamma."""
+    from scipy.special import gammaincinv, gammaln
 
     if mean <= 0:
         return np.zeros(1), np.ones(1)
-    law = stats.poisson(mean) if dispersion <= 1.0 else stats.nbinom(mean / (dispersion - 1.0), 1.0 / dispersion)
-    top = int(mean + 8.0 * math.sqrt(mean * max(dispersion, 1.0)) + 8.0 * max(dispersion, 1.0)) + 8
-    n = np.arange(top + 1, dtype=float)
-    p = np.asarray(law.pmf(n))
-    if top > 4096:  # enough to integrate over
-        edges = np.unique(np.round(np.geomspace(1, top + 1, 2048))).astype(int) - 1
-        p = np.add.reduceat(p, edges)
-        n = np.append((edges[:-1] + edges[1:] - 1) // 2, top).astype(float)
+    dispersion = max(dispersion, 1.0 + 1e-6)  # the negative binomial's limit at 1 is Poisson
+    if mean > 300.0:
+        share = (np.arange(256) + 0.5) / 256
+        return np.round(dispersion * gammaincinv(mean / dispersion, share)), np.full(256, 1 / 256)
+    top = int(mean + 8.0 * math.sqrt(mean * dispersion) + 8.0 * dispersion) + 8
+    n = np.unique(np.round(np.geomspace(1, top + 1, 3000))) - 1 if top > 6000 else np.arange(top + 1.0)
+    size = mean / (dispersion - 1.0)
+    log_p = gammaln(n + size) - gammaln(size) - gammaln(n + 1) - size * math.log(dispersion)
+    log_p += n * (math.log(dispersion - 1.0) - math.log(dispersion))
+    p = np.exp(log_p) * np.diff(n, append=n[-1] + 1)  # where n is thinned a point stands for those up to the next
     return n, p / p.sum()
 
 
