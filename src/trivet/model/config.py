@@ -20,6 +20,8 @@ from trivet.model.families import FAMILIES, Reader
 from trivet.model.fields import Fields
 from trivet.model.quantisation import by_name, read_quantisation
 
+# Classes that build the text model alone from a composite config.
+_TEXT_CLASSES = ("MllamaForCausalLM", "Gemma3ForCausalLM", "Gemma4ForCausalLM", "Gemma4UnifiedForCausalLM")
 ESSENTIAL = ("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
 
 
@@ -83,7 +85,7 @@ def _refuse_partial(raw: Mapping[str, Any], fields: Fields) -> None:
     """
 
     def given(name: str) -> bool:
-        return name in raw or fields.aliases.get(name, name) in raw
+        return name in raw or fields.aliases.get(name, name) in raw or (name == "hidden_size" and "n_embed" in raw)
 
     known = [name for name in ESSENTIAL if fields.aliases.get(name, name) in fields.defaults]
     if any(
@@ -117,6 +119,10 @@ def _apply_class(raw: Mapping[str, Any], blueprint: Any, model_type: str) -> Non
         raise Unsupported(
             f"{name} has a head that is not understood", field="architectures", allowed="a language model"
         )
+    if name in _TEXT_CLASSES and any(blueprint.extra.get(part) for part in ("vision", "audio")):
+        for part in ("vision", "audio", "projector"):
+            blueprint.extra.pop(part, None)
+        blueprint.notes.append(f"{name}: the text model alone is counted")
     if name.endswith("Model") and not name.endswith("LMHeadModel"):
         blueprint.head = blueprint.head_bias = 0
         blueprint.tied = True

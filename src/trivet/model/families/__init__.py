@@ -16,6 +16,7 @@ from trivet.model.families import (
     more_multimodal,
     multimodal,
     plain,
+    rare,
     recurrent,
     special,
     state_space,
@@ -39,5 +40,6 @@ FAMILIES: dict[str, Reader] = {
     **more_multimodal.FAMILIES,
     **encoders.FAMILIES,
     **further.FAMILIES,
+    **rare.FAMILIES,
     **multimodal.FAMILIES,
 }

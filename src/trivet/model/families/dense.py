@@ -128,6 +128,8 @@ def opt(f: Fields) -> Blueprint:
 
 
 def bloom(f: Fields) -> Blueprint:
+    if f.given("n_embed"):  # published configs spell the hidden size so
+        f.raw = {**f.raw, "hidden_size": f.raw["n_embed"]}
     hidden, heads = f.positive("hidden_size"), f.positive("num_attention_heads")
     mixer = Mixer("attention", heads, heads, hidden // heads, qkv_bias=True, out_bias=True)
     blueprint = decoder(

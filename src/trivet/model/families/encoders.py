@@ -8,7 +8,7 @@ from dataclasses import replace
 from trivet.errors import Unsupported
 from trivet.model.architecture import FeedForward, Mixer
 from trivet.model.blueprint import Block, Blueprint, attention, decoder, dense, layer_types
-from trivet.model.families.towers import linear, whisper_encoder
+from trivet.model.families.towers import encoder_block, linear, whisper_encoder
 from trivet.model.fields import Fields
 
 Reader = Callable[[Fields], Blueprint]
@@ -172,6 +172,61 @@ def whisper(f: Fields) -> Blueprint:
     return blueprint
 
 
+# For each encoder-decoder: rows added to the position tables (None: no parameters), a norm after the embedding, a last norm.
+_BART_LIKE: dict[str, tuple[int | None, bool, bool]] = {
+    "bart": (2, True, False),
+    "mbart": (2, True, True),
+    "plbart": (2, True, False),
+    "pegasus": (0, False, True),
+    "marian": (0, False, False),
+    "blenderbot": (0, False, True),
+    "blenderbot-small": (0, True, False),
+    "m2m_100": (None, False, True),
+}
+
+
+def bart(f: Fields) -> Blueprint:
+    """BART and relatives: the decoder is the stack; the encoder and the attention to it are counted."""
+    kind = _class(f)
+    if not kind.endswith(("ForConditionalGeneration", "MTModel")):
+        raise Unsupported(
+            f"{kind} is not understood", field=f.name("architectures"), allowed="the class for generation"
+        )
+    offset, embedding_norm, last_norm = _BART_LIKE[f.model_type]
+    hidden, heads = f.positive("d_model"), f.positive("decoder_attention_heads")
+    mixer = Mixer("attention", heads, heads, hidden // heads, qkv_bias=True, out_bias=True)
+    ff = FeedForward("dense", f.positive("decoder_ffn_dim"), gated=False, bias=True)
+    cross = 4 * linear(hidden, hidden) + 2 * hidden
+    blocks = [Block(mixer, ff, 4 * hidden, other=cross)] * f.positive("decoder_layers")
+    f.expect("share_encoder_decoder_embeddings", True)
+    for field in (
+        "encoder_attention_heads",
+        "decoder_vocab_size",
+        "classifier_dropout",
+        "forced_eos_token_id",
+        "normalize_embedding",
+    ):
+        f.get(field, None)
+    f.expect("is_encoder_decoder", True)
+    norms = 2 * hidden * (embedding_norm + last_norm)
+    blueprint = Blueprint(
+        hidden,
+        f.positive("vocab_size"),
+        blocks,
+        f.flag("tie_word_embeddings", True),
+        f.positive("max_position_embeddings"),
+        norms,
+    )
+    if not blueprint.tied:  # shared table, encoder's, decoder's and head are then four
+        blueprint.add("embedding", 2 * blueprint.vocab * hidden)
+    positions = 0 if offset is None else (f.positive("max_position_embeddings") + offset) * hidden
+    blueprint.add("position", positions)
+    encoder = f.positive("encoder_layers") * encoder_block(hidden, f.positive("encoder_ffn_dim"))
+    blueprint.add("encoder", encoder + norms + positions)
+    blueprint.notes.append("operators of the decoder without its attention to the encoder")
+    return blueprint
+
+
 FAMILIES: dict[str, Reader] = {
     "bert": bert,
     "roberta": bert,
@@ -184,4 +239,5 @@ FAMILIES: dict[str, Reader] = {
     "mt5": t5,
     "umt5": t5,
     "whisper": whisper,
+    **dict.fromkeys(_BART_LIKE, bart),
 }

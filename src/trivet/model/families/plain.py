@@ -88,7 +88,7 @@ def read_style(
     if kind == "head":
         base = replace(base, qk_norm=True)
     extra = 0 if kind == "head" else qk_norm_size(kind, base)
-    for field in style.ignored:
+    for field in (*style.ignored, "sliding_window_pattern"):
         f.get(field, None)
     layers = f.positive("num_hidden_layers")
     width = f.optional("sliding_window")
@@ -118,8 +118,10 @@ def _every(field: str, default: int, wide_last: bool = True) -> Callable[[Fields
     """Every n-th layer sees everything, the others a window."""
 
     def rule(f: Fields, i: int) -> str:
-        pattern = f.optional(field) or default
-        return "full_attention" if (i + 1) % pattern == 0 else "sliding_attention"
+        pattern = f.get(field, None)
+        if isinstance(pattern, str):  # "LLLG": local and global in turn
+            return "full_attention" if pattern[i % len(pattern)] == "G" else "sliding_attention"
+        return "full_attention" if (i + 1) % (f.optional(field) or default) == 0 else "sliding_attention"
 
     return rule
 
