@@ -322,11 +322,12 @@ def plan(
     rate = step_spread(job, best.result, constants)
     setting = run.Setting(
         job.split.chips,
-        float(campaign.architecture.parameters),
+        campaign.architecture.parameters / job.parameter_sharing,
         best.result.step_s,
         max(1, job.split.dp * job.split.cp),
         campaign.chip,
         server,
+        max(m.weights + m.optimizer + m.host for m in best.result.memory),
     )
     good = run.goodput(setting, campaign.run)
     seconds = campaign.tokens / (rate * good.share)

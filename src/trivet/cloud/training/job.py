@@ -14,6 +14,8 @@ SCHEDULES = ("1f1b", "interleaved", "zero_bubble", "dualpipe", "gpipe")
 CP_KINDS = ("ring", "all_gather", "ulysses")
 TASKS = ("pretrain", "sft", "lora", "distill")
 RECOMPUTE = ("none", "selective", "full")
+# Bytes a parameter that an optimiser keeps beside the weights: FP32 copy and moments.
+OPTIMIZER_BYTES = {"adam": 12.0, "adam_bf16": 8.0, "adafactor": 0.1}
 OFFLOADS = ("", "cpu", "nvme")
 TP_COMM = ("rs_ag", "all_reduce")
 
@@ -97,6 +99,7 @@ class TrainingJob:
     recompute_layers: int = 0  # with "full": layers a stage recomputed; 0 = all
     framework: str = "megatron"
     version: str = ""
+    optimizer: str = "adam"  # adam; adam_bf16 (moments in BF16); adafactor (factored, no FP32 copy of the weights)
     gradient_dtype: str = ""  # of the accumulated gradients; "" = fp32 (Megatron, DeepSpeed) or bf16 (FSDP)
     zero: int = 1  # ZeRO stage: 0 replicated, 1 optimiser, 2 + gradients, 3 + weights (= FSDP full shard)
     shard_group: int = 0  # HSDP: chips over which weights are sharded; 0 = all of dp
@@ -126,6 +129,7 @@ class TrainingJob:
             ("task", TASKS),
             ("recompute", RECOMPUTE),
             ("tp_comm", TP_COMM),
+            ("optimizer", tuple(OPTIMIZER_BYTES)),
             ("dispatch_dtype", ("bf16", "fp8")),
             ("gradient_dtype", ("", "bf16", "fp32")),
             ("offload_optimizer", OFFLOADS),

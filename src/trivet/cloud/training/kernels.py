@@ -20,6 +20,7 @@ BENCH_SIDE = 4096.0  # the product that characterises a chip without a data shee
 # Matrix products of attention's backward pass over those of its forward pass (FlashAttention-2: 5 against 2).
 ATTENTION_BACKWARD_FLOPS = 2.5
 SCAN_BACKWARD_FLOPS = 2.0
+SCAN_CHUNK = 256.0
 
 _POINTS: dict[tuple[int, str], tuple[Chip, ChipPoint]] = {}
 
@@ -56,6 +57,7 @@ def ideal(operators: Iterable[Compute], chip: Chip) -> tuple[Ideal, ...]:
             compute, memory = (compute * ATTENTION_BACKWARD_FLOPS, memory * 2.5) if backward else (compute, memory)
         elif isinstance(o, Scan):
             kind = "scan"
+            compute, memory = _chunked_scan(o, p)
             compute, memory = (compute * SCAN_BACKWARD_FLOPS, memory * 2.0) if backward else (compute, memory)
         elif isinstance(o, Gemm | GroupedGemm):
             kind = "gemm" if isinstance(o, Gemm) else "grouped"
@@ -80,6 +82,18 @@ def measured_name(p: ChipPoint, c: Constants) -> str:
 
 # Same silicon under another name: memory, links or exports differ.
 _TWINS = {"a100-40gb": "a100-80gb", "a800": "a100-80gb", "h800": "h100", "h100-pcie": "h100"}
+
+
+def _chunked_scan(o: Scan, p: ChipPoint) -> tuple[float, float]:
+    """(matrix seconds, seconds of one pass over the values) of a chunked linear-attention or state-space kernel.
+
+    Inside a chunk of 256 tokens a causal product of width key + value, across chunks the state's update and read-out
+    (Dao and Gu, arXiv 2405.21060, section 6).
+    """
+    key, value = float(o.key_dim), float(o.value_dim)
+    rows = float(o.sequences) * float(o.tokens) * float(o.heads) * o.count
+    flops = rows * (SCAN_CHUNK * (key + value) + 4.0 * key * value)
+    return flops / p.peak_flops, 2.0 * rows * value / p.bandwidth
 
 
 def sustained_share(p: ChipPoint, c: Constants, what: str) -> float:
@@ -117,7 +131,7 @@ def total(parts: Iterable[Ideal], p: ChipPoint, c: Constants, framework: str, ve
         elif i.kind == "attention_backward":
             share = attention * c.attention_backward
         elif i.kind == "scan":
-            share = c.scan
+            share, traffic = c.scan, c.scan_passes
         elif i.kind == "cast":
             traffic = c.cast_factor.get(i.dtype, 1.0)
         else:

@@ -9,15 +9,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from trivet.cloud.training import schedule, shapes
-from trivet.cloud.training.job import TrainingJob, stage_layers
+from trivet.cloud.training.job import OPTIMIZER_BYTES, TrainingJob, stage_layers
 from trivet.model.architecture import Layer
 from trivet.units import GIB
 
 # Driver context, communication buffers and the allocator's fragments: what nvidia-smi shows beyond tensors.
 CONTEXT_BYTES = 2.0 * GIB
 FRAGMENTATION = 0.03  # of the activations
-MASTER_BYTES = 4.0
-MOMENT_BYTES = 8.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,14 +148,17 @@ def rank_memory(job: TrainingJob, rank: int, layers: list[Layer], p: RankParamet
         weights += weight_each * 2.0 * p.largest_layer  # two layers gathered at a time
     if job.framework == "fsdp" and job.zero == 3:
         weights -= weight_each * sharded  # the FP32 master is the only copy
+    host = 0.0
     grads = gradient_bytes(job) * trained * (sharded if job.zero >= 2 else dense + expert)
-    if job.zero >= 2:
+    if job.offload_optimizer and job.zero >= 2:
+        # they leave for the host layer by layer as they are made (ZeRO-Offload)
+        host, grads = grads, gradient_bytes(job) * trained * p.largest_layer
+    elif job.zero >= 2:
         grads += gradient_bytes(job) * trained * p.largest_layer
-    optimizer = (MASTER_BYTES + MOMENT_BYTES) * trained * sharded
+    optimizer = OPTIMIZER_BYTES[job.optimizer] * trained * sharded
     kept, alive = _rank_activations(job, layers)
     copies = schedule.in_flight(split.pipeline, split.pp, split.vp, rank, job.micro_batches)
     activations = kept * copies * (1 + FRAGMENTATION) + alive
-    host = 0.0
     if job.offload_optimizer:
         host, optimizer = host + optimizer, 0.0
     if job.offload_weights:

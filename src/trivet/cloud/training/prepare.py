@@ -27,7 +27,8 @@ class LayerPart:
     core: tuple[Ideal, ...]
     forward_comm: Comm
     backward_comm: Comm
-    expert: bool
+    mixer: str = "none"  # kinds of the layer, for the host's time
+    feed_forward: str = "none"
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +57,7 @@ class Prepared:
     memory: tuple[RankMemory, ...]
     flops_per_token: float
     host: str = ""  # CPU of the server
+    host_bytes: float = 0.0  # of host memory, a chip; 0 = unknown
 
 
 def _comm(transfers: tuple[Transfer, ...], fabric: Fabric) -> Comm:
@@ -77,7 +79,7 @@ def _expert_comm(job: TrainingJob, layer: Layer, comm: Comm, fabric: Fabric) -> 
     return {**comm, "ep": (there + back) * job.expert_skew}
 
 
-def layer_part(job: TrainingJob, work: workload.LayerWork, fabric: Fabric, *, expert: bool) -> LayerPart:
+def layer_part(job: TrainingJob, work: workload.LayerWork, fabric: Fabric, layer: Layer | None = None) -> LayerPart:
     chip = job.chip
     return LayerPart(
         kernels.ideal(work.forward, chip),
@@ -86,7 +88,8 @@ def layer_part(job: TrainingJob, work: workload.LayerWork, fabric: Fabric, *, ex
         kernels.ideal(work.core, chip),
         _comm(work.forward_transfers, fabric),
         _comm(work.backward_transfers, fabric),
-        expert,
+        "none" if layer is None else layer.mixer.kind,
+        "none" if layer is None else layer.feed_forward.kind,
     )
 
 
@@ -163,8 +166,8 @@ def prepare(job: TrainingJob, net: Network | None = None) -> Prepared:
     by_rank, params = memory.rank_layers(job), memory.rank_parameters(job)
     kinds = list(dict.fromkeys(layer for layers in by_rank for layer in layers))
     parts = tuple(_expert_part(job, k, fabric) for k in kinds)
-    first = layer_part(job, workload.embedding_work(job), fabric, expert=False)
-    last = layer_part(job, workload.head_work(job), fabric, expert=False)
+    first = layer_part(job, workload.embedding_work(job), fabric)
+    last = layer_part(job, workload.head_work(job), fabric)
     gathers: dict[RankParameters, tuple[float, float]] = {}
     ranks = []
     for r, layers in enumerate(by_rank):
@@ -202,12 +205,13 @@ def prepare(job: TrainingJob, net: Network | None = None) -> Prepared:
         memory.memory(job),
         workload.model_flops_per_token(job.architecture, job.seq_len, job.task, job.document_tokens),
         net.server.host,
+        (net.server.get("host_memory_bytes") or 0.0) / net.server.chips,
     )
 
 
 def _expert_part(job: TrainingJob, layer: Layer, fabric: Fabric) -> LayerPart:
-    part = layer_part(job, workload.layer_work(job, layer), fabric, expert=layer.feed_forward.kind == "moe")
-    if not part.expert:
+    part = layer_part(job, workload.layer_work(job, layer), fabric, layer)
+    if part.feed_forward != "moe":
         return part
     return replace(
         part,

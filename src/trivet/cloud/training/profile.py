@@ -32,12 +32,14 @@ class Constants:
     attention_framework: dict[str, float] = field(
         default_factory=lambda: {"fsdp-2023": 0.7, "fsdp-2023.hopper": 0.7}
     )  # kernels of 2023
-    scan: float = 0.1
+    scan: float = 0.2  # share of the peak in chunked scans
+    scan_passes: float = 12.0  # over the values: cumulative sums, chunk states, their passing, outputs
     stream: float = 0.8  # share of the memory bandwidth
     stream_factor: dict[str, float] = field(default_factory=lambda: {"megatron": 1.0, "fsdp": 1.3, "deepspeed": 1.3})
     cast_factor: dict[str, float] = field(default_factory=lambda: {"fp8": 1.0, "mxfp8": 1.3, "nvfp4": 2.0, "int8": 1.0})
     # host time of one layer's forward and backward passes, seconds
-    host_dense_s: float = 1.0e-3
+    host_dense_s: float = 1.0e-3  # half for attention, half for a dense feed-forward
+    host_scan_s: float = 2.0e-3
     host_expert_s: float = 8.0e-3
     host_grace: float = 0.8  # hosts of Grace superchips over x86 ones
     host_captured: float = 0.2  # what graph capture leaves of it

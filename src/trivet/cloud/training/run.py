@@ -205,6 +205,7 @@ class Setting:
     replicas: int
     chip: Chip
     server: Server
+    held_bytes: float = 0.0  # states that one chip reads when it restarts; 0 = an even share of every replica's copy
 
 
 def goodput(setting: Setting, plan: RunPlan) -> Goodput:
@@ -248,7 +249,7 @@ def _evaluate(setting: Setting, plan: RunPlan, shift: dict[str, float]) -> Goodp
     copy = _moved(storage.write_checkpoint_s(size, setting.chips, setting.server, setting.chip, "host_memory"), shift)
     stop = (write if plan.checkpoint == "sync" else copy) + _moved(_FIXED_STOP[plan.checkpoint], shift)
     # every replica reads its own copy; in memory a peer's host holds it
-    held = size * setting.replicas / setting.chips
+    held = setting.held_bytes or size * setting.replicas / setting.chips
     source = "host_memory" if plan.checkpoint == "memory" else plan.target
     read = _moved(storage.load_weights_s(held, setting.server, setting.chip, source), shift)
     recover = _moved(after.total_s, shift) + read

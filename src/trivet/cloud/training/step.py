@@ -65,6 +65,7 @@ class StepResult:
     breakdown: dict[str, float]
     memory: tuple[RankMemory, ...]
     capacity_bytes: float
+    host_capacity_bytes: float = 0.0  # of host memory, a chip; 0 = unknown
     ranks: tuple[RankTimes, ...] = ()
     notes: tuple[str, ...] = field(default=())
 
@@ -78,7 +79,8 @@ class StepResult:
 
     @property
     def fits(self) -> bool:
-        return self.peak.total <= self.capacity_bytes
+        host = max(rank.host for rank in self.memory)
+        return self.peak.total <= self.capacity_bytes and host <= (self.host_capacity_bytes or float("inf"))
 
     def interval(self, share: float = 0.8) -> tuple[float, float]:
         """Interval of tokens/s/chip that holds the truth with probability ``share``."""
@@ -92,13 +94,13 @@ def version_of(text: str) -> tuple[int, int]:
     return (int(parts[0]), int(parts[1])) if len(parts) == 2 and all(p.isdigit() for p in parts) else (0, 0)
 
 
-def captured(job: TrainingJob) -> bool:
-    """Whether the framework replays graphs instead of launching kernel by kernel: Megatron's hybrid models, and its
-    mixtures of experts on Blackwell since the containers of mid-2026."""
-    if job.framework != "megatron":
-        return False
+def host_share(job: TrainingJob, c: Constants) -> float:
+    """Share of a layer's host time that is left where the framework replays graphs instead of launching kernel by kernel:
+    Megatron does on Blackwell since the containers of mid-2026, but for hybrid models."""
     hybrid = any(layer.mixer.kind == "scan" for layer in job.architecture.layers)
-    return hybrid or (version_of(job.version) >= (26, 6) and job.chip.family == "blackwell")
+    if job.framework != "megatron" or hybrid:
+        return 1.0
+    return c.host_captured if version_of(job.version) >= (26, 6) and job.chip.family == "blackwell" else 1.0
 
 
 def software_age(job: TrainingJob) -> float:
@@ -148,7 +150,11 @@ def _layer_times(part: LayerPart, prepared: Prepared, c: Constants) -> _LayerTim
         {axis: s * visible_share(job, c, axis) for axis, s in x.items()}
         for x in (part.forward_comm, part.backward_comm)
     ]
-    host = (c.host_expert_s if part.expert else c.host_dense_s) * (c.host_captured if captured(job) else 1.0)
+    mixer = {"attention": 0.5 * c.host_dense_s, "scan": c.host_scan_s, "none": 0.0}.get(
+        part.mixer, 0.5 * c.host_dense_s
+    )
+    ffn = {"moe": c.host_expert_s, "dense": 0.5 * c.host_dense_s}.get(part.feed_forward, 0.0)
+    host = (mixer + ffn) * host_share(job, c)
     host *= c.host_grace if "grace" in prepared.host else 1.0
     return _LayerTimes(passes[0], passes[1], passes[2], passes[3], host, comm[0], comm[1])
 
@@ -234,6 +240,7 @@ def finish(prepared: Prepared, c: Constants) -> StepResult:
         breakdown,
         prepared.memory,
         job.chip.get("memory_bytes") or 0.0,
+        0.0 if "nvme" in (job.offload_optimizer, job.offload_weights) else prepared.host_bytes,
         tuple(ranks),
     )
 

@@ -94,6 +94,15 @@ def _expert_operators(job: TrainingJob, ffn: FeedForward, kinds: dict[str, str])
     found = _strip(
         model_layers.operators(_single(job.architecture, _NO_MIXER, ffn), _batch(job, 1.0, own), layout, **kinds)
     )
+    copies = own * ffn.top_k
+    width = ffn.latent or job.architecture.hidden
+    found += [
+        # sorted by destination, then by expert, and back: each a read and a write of every copy
+        Stream("permute", 8.0 * copies * width),
+        Stream("expert_activation", copies * ffn.expert_intermediate / split.etp * (6.0 if ffn.gated else 4.0)),
+        # scores, their top-k, the map and the balancing loss in FP32
+        Stream("routing", 40.0 * own * ffn.experts),
+    ]
     if split.tp > 1:  # tokens come to the experts' block scattered over tp, but the residual stream is whole in between
         size = 2.0 * own * split.tp * job.architecture.hidden
         found += [Transfer("moe_sp_gather", "all_gather", size, split.tp, "tp")] if ffn.shared_intermediate else []
@@ -152,7 +161,8 @@ def quantise_streams(operators: Iterable[Compute], passes: float) -> list[Comput
 
 def _selective(operators: Iterable[Compute]) -> list[Compute]:
     """What selective recompute redoes: norms, activation functions, and latent attention's up-projections."""
-    return [o for o in operators if isinstance(o, Stream) or o.name in ("q_b", "kv_b")]
+    kept = ("permute", "routing", "route", "expert_sum")
+    return [o for o in operators if (isinstance(o, Stream) and o.name not in kept) or o.name in ("q_b", "kv_b")]
 
 
 def layer_work(job: TrainingJob, layer: Layer) -> LayerWork:
