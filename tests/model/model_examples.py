@@ -16,6 +16,7 @@ MODELS = {
         "first_k_dense_replace": 1, "num_experts_per_tok": 6, "moe_intermediate_size": 1408, "n_routed_experts": 64,
         "n_shared_experts": 2, "num_attention_heads": 16, "num_key_value_heads": 16, "intermediate_size": 10944,
     }),
+    "compressed": read("deepseek-ai/DeepSeek-V4-Flash"),
     "kda": from_mapping({"model_type": "kimi_linear"}), "short_conv": from_mapping({
         "model_type": "lfm2", "num_hidden_layers": 4, "hidden_size": 1024, "num_attention_heads": 16, "num_key_value_heads": 8,
         "vocab_size": 1024, "layer_types": ["conv", "full_attention", "conv", "conv"],

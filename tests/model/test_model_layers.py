@@ -54,9 +54,14 @@ def redundancy(architecture: Architecture, rows: float, layout: Layout) -> dict[
                 extra["q_a_kv_a"] += each * more * hidden * (m.q_lora_rank + latent)
             else:
                 extra["q_kv_a"] += each * more * hidden * latent
+        if m.kind == "compressed":
+            extra["q_a_kv"] += each * more * hidden * (m.q_lora_rank + m.head_dim)
+            if m.compress:
+                extra["compress"] += each * more * hidden * 2 * m.head_dim * (2 if m.index_heads else 1)
         if m.index_heads:
+            keys = m.index_head_dim * (4 if m.kind == "compressed" else 1)
             extra["index_q"] += each * more * (m.q_lora_rank or hidden) * m.index_heads * m.index_head_dim
-            extra["index_k"] += each * more * hidden * (m.index_head_dim + m.index_heads)
+            extra["index_k"] += each * more * hidden * (keys + m.index_heads)
         if m.scan_kind == "kda":
             extra["scan_gate_down"] += each * more * hidden * 2 * m.value_dim
         if m.scan_kind == "mamba2":

@@ -58,7 +58,8 @@ def _redundant_parameters(architecture: Architecture, layout: Layout) -> float:
 
 @settings(max_examples=100, deadline=None)
 @given(
-    name=st.sampled_from(["gqa", "moe", "mla", "sparse", "delta", "mamba", "chunked"]), tp=st.sampled_from([1, 2, 4, 8, 16]),
+    name=st.sampled_from(["gqa", "moe", "mla", "sparse", "delta", "mamba", "chunked", "compressed"]),
+    tp=st.sampled_from([1, 2, 4, 8, 16]),
     dp=st.sampled_from([1, 2, 4]), pp=st.sampled_from([1, 2, 5]), expert_parallel=st.booleans(),
 )  # fmt: skip
 def test_weights_are_conserved(name: str, tp: int, dp: int, pp: int, expert_parallel: bool) -> None:
@@ -107,6 +108,15 @@ def test_windows_cap_the_cache() -> None:
     assert short == 100 * kv_bytes_per_token(windowed)
     assert long == 12 * 128 * 2048 + 12 * 100_000 * 2048
     assert kv_bytes_per_token(windowed, context=100_000.0) == kv_bytes_per_token(windowed) / 2
+
+
+def test_compressed_keys_grow_slowly() -> None:
+    """DeepSeek V4 Flash: one vector of 512 is key and value; 128 tokens of window, then one of 4 or of 128."""
+    model = MODELS["compressed"]
+    long = kv_bytes_per_sequence(model, 100_000)
+    expected = 43 * 128 * 1024 + 21 * 25_000 * (1024 + 132) + 20 * 100_000 / 128 * 1024
+    assert long == pytest.approx(expected)
+    assert kv_bytes_per_token(model, context=100_000.0) == pytest.approx(21 * (1024 + 132) / 4 + 20 * 1024 / 128)
 
 
 def test_state_of_a_sequence() -> None:

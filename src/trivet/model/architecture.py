@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 class Mixer:
     """The token mixer of one layer.
 
-    ``kind``: "attention" (MHA/GQA/MQA), "mla", "scan" (gated delta net, Mamba-2, lightning, short conv), "none".
+    ``kind``: "attention" (MHA/GQA/MQA), "mla", "compressed" (DeepSeek V4: one shared key-value vector, a window and
+    ``compress``-fold compressed keys), "scan" (gated delta net, Mamba-2, lightning, short conv), "none".
     ``window`` > 0: sliding window; ``chunk`` > 0: chunked attention. ``index_*``: DeepSeek sparse attention's indexer.
     """
 
@@ -37,6 +38,10 @@ class Mixer:
     index_heads: int = 0
     index_head_dim: int = 0
     index_top_k: int = 0
+    # compressed attention
+    compress: int = 0  # tokens that one compressed key stands for; 0 = the window alone
+    o_lora_rank: int = 0
+    o_groups: int = 0
     # linear attention and state space
     scan_kind: str = ""
     key_heads: int = 0

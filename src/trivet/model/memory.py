@@ -100,7 +100,29 @@ def _cache_width(mixer: Mixer, tp: int) -> float:
         return max(1.0, mixer.kv_heads / tp) * (mixer.head_dim + (mixer.v_head_dim or mixer.head_dim))
     if mixer.kind == "mla":
         return float(mixer.kv_lora_rank + mixer.rope_head_dim)
+    if mixer.kind == "compressed":  # one vector is key and value
+        return float(mixer.head_dim)
     return 0.0
+
+
+def _cache_bytes(mixer: Mixer, tp: int, label: str, context: float) -> float:
+    """Cache of one sequence of ``context`` tokens in one layer on one chip."""
+    width = _cache_width(mixer, tp) * WEIGHT_BYTES[label]
+    limit = mixer.window or mixer.chunk
+    kept = min(context, limit) if limit else context
+    if mixer.kind == "compressed":
+        compressed = context / mixer.compress if mixer.compress else 0.0
+        return kept * width + compressed * (width + _index_bytes(mixer))
+    return kept * (width + _index_bytes(mixer))
+
+
+def _growth_bytes(mixer: Mixer, tp: int, label: str, context: float) -> float:
+    """What one more token adds after ``context`` others; with 0 every layer counts as growing."""
+    width = _cache_width(mixer, tp) * WEIGHT_BYTES[label] + _index_bytes(mixer)
+    if mixer.kind == "compressed" and mixer.compress:
+        return width / mixer.compress
+    limit = mixer.window or mixer.chunk
+    return 0.0 if context and limit and context > limit else width
 
 
 def _index_bytes(mixer: Mixer) -> float:
@@ -123,10 +145,7 @@ def kv_bytes_per_token(
     for stage in range(layout.pp):
         total = 0.0
         for layer, count in zip(architecture.layers, stage_counts(architecture, layout.pp, stage), strict=True):
-            limit = layer.mixer.window or layer.mixer.chunk
-            if context and limit and context > limit:
-                continue
-            total += count * (_cache_width(layer.mixer, layout.tp) * WEIGHT_BYTES[label] + _index_bytes(layer.mixer))
+            total += count * _growth_bytes(layer.mixer, layout.tp, label, context)
         best = max(best, total)
     return best / (layout.dcp * layout.cp)
 
@@ -141,11 +160,7 @@ def kv_bytes_per_sequence(
     for stage in range(layout.pp):
         total = 0.0
         for layer, count in zip(architecture.layers, stage_counts(architecture, layout.pp, stage), strict=True):
-            limit = layer.mixer.window or layer.mixer.chunk
-            kept = min(context, limit) if limit else context
-            total += (
-                count * kept * (_cache_width(layer.mixer, layout.tp) * WEIGHT_BYTES[label] + _index_bytes(layer.mixer))
-            )
+            total += count * _cache_bytes(layer.mixer, layout.tp, label, context)
         best = max(best, total)
     return best / (layout.dcp * layout.cp)
 

@@ -57,6 +57,8 @@ def operators(
         return _attention(context)
     if mixer.kind == "mla":
         return _latent(context)
+    if mixer.kind == "compressed":
+        return _compressed(context)
     if mixer.kind == "scan":
         if mixer.scan_kind not in SCANS:
             raise Unsupported(f"no operators for {mixer.scan_kind!r} layers", field="scan_kind", allowed=SCANS)
@@ -260,6 +262,71 @@ def _indexer(c: Context) -> list[Operator]:
         assert isinstance(core, Attention)
         pairs = core.sequences * core.pairs
         found += [core, Stream(core.name.replace("score", "top_k"), 8.0 * pairs)]
+    return found
+
+
+def _compressed(c: Context) -> list[Operator]:
+    """DeepSeek V4: all heads share one vector that is key and value. A query sees its window and keys that each stand for
+    ``compress`` tokens: all of them, or the ``index_top_k`` that an indexer over compressed keys chooses."""
+    m, rows, tp = c.mixer, c.tokens, c.layout.tp
+    dim, groups = m.head_dim, max(1.0, m.o_groups / tp)
+    found: list[Operator] = [
+        Gemm("q_a_kv", rows, m.q_lora_rank + dim, c.hidden, c.dtype),
+        Stream("latent_norm", 4.0 * rows * (m.q_lora_rank + dim)),
+        Gemm("q_b", rows, c.heads * dim, m.q_lora_rank, c.dtype),
+        Stream("rope", 4.0 * rows * (c.heads + 1.0) * dim),
+        Stream("kv_write", rows * dim * (2.0 + WEIGHT_BYTES[c.kv_dtype])),
+    ]
+    found += _context_transfers(c, dim * WEIGHT_BYTES[c.kv_dtype])
+    found += _cores(c, name="attention", heads=c.heads, kv_heads=1.0, qk=dim, v=dim, kind="mla")
+    if m.compress:
+        wide = 2 * dim if m.index_heads else dim
+        found += [Gemm("compress", rows, 2 * wide, c.hidden, c.dtype), Stream("compress_pool", 4.0 * rows * wide)]
+        if m.index_heads:
+            found += [
+                Gemm("index_q", rows, m.index_heads * m.index_head_dim, m.q_lora_rank, c.dtype),
+                Gemm("index_k", rows, 4 * m.index_head_dim + m.index_heads, c.hidden, "bf16"),
+            ]
+            shape = (float(m.index_heads), m.index_head_dim, 0.0)
+            for core in _compressed_cores(c, "index_score", *shape, limit=np.inf, dtype="fp8", kv_dtype="fp8"):
+                found += [core, Stream(core.name.replace("score", "top_k"), 8.0 * core.sequences * core.pairs)]
+        limit = float(m.index_top_k) if m.index_top_k else np.inf
+        found += _compressed_cores(c, "attention_compressed", c.heads, dim, dim, limit=limit)
+    found.append(Gemm("attention_out_a", rows, m.o_lora_rank, c.heads * dim / groups, c.dtype, batch=groups))
+    found.append(Gemm("attention_out", rows, c.hidden, groups * m.o_lora_rank, c.dtype))
+    return found
+
+
+def _compressed_cores(
+    c: Context,
+    name: str,
+    heads: Number,
+    qk: Number,
+    v: Number,
+    *,
+    limit: float,
+    dtype: str = "bf16",
+    kv_dtype: str = "",
+) -> list[Attention]:
+    """Cores over compressed keys; a query of a chunk sees the mean number of them."""
+    batch, cp, dcp, ratio = c.batch, c.layout.cp, c.layout.dcp, float(c.mixer.compress)
+    kind, kv, heads = "mla" if np.all(np.asarray(v) > 0) else "gqa", kv_dtype or c.kv_dtype, np.asarray(heads, float)
+    found = []
+    if _present(batch.prefill_sequences):
+        q = np.asarray(batch.prefill_tokens, float)
+        keys = np.minimum((np.asarray(batch.prefill_past, float) + q / 2.0) / ratio, limit)
+        found.append(
+            Attention(
+                f"{name}_prefill", batch.prefill_sequences, q / cp, keys, heads, 1.0, qk, v, 0.0, dtype, kv, kind, False
+            )
+        )
+    if _present(batch.decode_sequences):
+        new = np.asarray(batch.decode_tokens, float)
+        keys = np.minimum((np.asarray(batch.decode_context, float) + new) / ratio, limit) / dcp
+        count = np.asarray(batch.decode_sequences, float) / cp
+        found.append(
+            Attention(f"{name}_decode", count, new, keys, heads * dcp, 1.0, qk, v, 0.0, dtype, kv, kind, False)
+        )
     return found
 
 

@@ -78,7 +78,7 @@ def _divides(field: str, ways: int, amount: int, what: str) -> None:
 
 
 def _check_mixer(mixer: Mixer, layout: Layout) -> None:
-    if mixer.kind in ("attention", "mla"):
+    if mixer.kind in ("attention", "mla", "compressed"):
         _divides("tp", layout.tp, mixer.heads, "attention heads")
         kv, tp = mixer.kv_heads, layout.tp
         if mixer.kind == "attention" and kv % tp and tp % kv:
@@ -86,7 +86,7 @@ def _check_mixer(mixer: Mixer, layout: Layout) -> None:
             raise DoesNotFit(
                 f"{tp} neither divides nor is a multiple of {kv} key-value heads", field="tp", allowed=good
             )
-        copies = tp if mixer.kind == "mla" else max(1, tp // kv)
+        copies = tp if mixer.kind in ("mla", "compressed") else max(1, tp // kv)
         if layout.dcp > 1:
             _divides("dcp", layout.dcp, copies, "copies of the KV cache that tp keeps")
     elif mixer.kind == "scan":

@@ -34,9 +34,21 @@ def mixer_matrices(hidden: int, m: Mixer) -> Matrices:
         q_in = m.q_lora_rank or hidden
         cut = q_in * m.heads * qk + m.kv_lora_rank * m.heads * (m.nope_head_dim + v) + m.heads * v * hidden
         return Matrices(cut, 0, hidden * (m.q_lora_rank + latent) + _index_matrices(hidden, m))
+    if m.kind == "compressed":
+        cut = m.q_lora_rank * m.heads * m.head_dim + m.heads * m.head_dim * m.o_lora_rank
+        whole = hidden * (m.q_lora_rank + m.head_dim) + 2 * _compress_width(m) * hidden
+        index = m.index_heads * (m.q_lora_rank * m.index_head_dim + hidden) + (
+            4 * hidden * m.index_head_dim if m.index_heads else 0
+        )
+        return Matrices(cut + m.o_groups * m.o_lora_rank * hidden, 0, whole + index)
     if m.kind == "scan":
         return Matrices(_scan_matrices(hidden, m))
     return Matrices()
+
+
+def _compress_width(m: Mixer) -> int:
+    """Width of what is compressed: overlapping halves where an indexer chooses, one vector else."""
+    return m.head_dim * (2 if m.index_heads else 1) if m.compress else 0
 
 
 def _index_matrices(hidden: int, m: Mixer) -> int:
@@ -81,6 +93,10 @@ def mixer_parameters(hidden: int, m: Mixer) -> int:
             total += m.head_dim * (1 if m.shared_kv else 2)
         if m.sinks:
             total += m.heads
+    elif m.kind == "compressed":  # norms, sinks, position biases of what is compressed
+        total += m.q_lora_rank + m.head_dim + (m.heads if m.sinks else 0)
+        total += m.compress * _compress_width(m) + (m.head_dim if m.compress else 0)
+        total += (m.compress * 2 + 1) * m.index_head_dim
     elif m.kind == "mla":
         total += m.q_lora_rank + m.kv_lora_rank  # their norms
     elif m.kind == "scan":

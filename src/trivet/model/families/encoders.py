@@ -199,6 +199,8 @@ def bart(f: Fields) -> Blueprint:
     cross = 4 * linear(hidden, hidden) + 2 * hidden
     blocks = [Block(mixer, ff, 4 * hidden, other=cross)] * f.positive("decoder_layers")
     f.expect("share_encoder_decoder_embeddings", True)
+    if f.model_type == "marian":
+        f.expect("tie_word_embeddings", True)
     for field in (
         "encoder_attention_heads",
         "decoder_vocab_size",

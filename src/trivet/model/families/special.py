@@ -48,54 +48,34 @@ def deepseek_v4(f: Fields) -> Blueprint:
     f.expect("n_shared_experts", 1)
     for field in ("num_hash_layers", "mlp_layer_types", "qk_rope_head_dim", "compress_rope_theta", "expert_dtype"):
         f.get(field, None)
-    base = Mixer("attention", heads, 1, dim, window=window, sinks=True)
-    usual = 2 * hidden * heads * dim + 2 * hidden * dim  # what the description implies: q, o, k and v of one head
-    own = (
-        hidden * q_rank
-        + q_rank
-        + q_rank * heads * dim
-        + hidden * dim
-        + dim
-        + heads * dim * o_rank
-        + groups * o_rank * hidden
-    )
     hyper = (2 + streams) * streams * (streams * hidden + 1) + 3
+    base = Mixer(
+        "compressed", heads, 1, dim, window=window, sinks=True, q_lora_rank=q_rank, o_lora_rank=o_rank, o_groups=groups
+    )
 
-    def compressor(kind: str) -> int:
-        if kind == "heavily_compressed_attention":
-            return 2 * hidden * dim + rates[kind] * dim + dim
-        if kind == "compressed_sparse_attention":
-            rate = rates[kind]
-            index = (
-                4 * hidden * index_dim
-                + rate * 2 * index_dim
-                + index_dim
-                + q_rank * index_heads * index_dim
-                + hidden * index_heads
+    def layer(kind: str) -> Mixer:
+        if kind not in _RATIO_KIND.values():
+            raise TrivetError(
+                f"{kind!r} is not a kind of layer", field=f.name("layer_types"), allowed=_RATIO_KIND.values()
             )
-            return 4 * hidden * dim + rate * 2 * dim + dim + index
-        if kind == "sliding_attention":
-            return 0
-        raise TrivetError(f"{kind!r} is not a kind of layer", field=f.name("layer_types"), allowed=_RATIO_KIND.values())
+        if kind == "compressed_sparse_attention":
+            rate = int(rates[kind])
+            return replace(base, compress=rate, index_heads=index_heads, index_head_dim=index_dim, index_top_k=top_k)
+        return replace(base, compress=int(rates.get(kind, 0)))
 
-    extras = [own - usual + compressor(kind) for kind in kinds[:layers]]
-    # Beside its window a query reads the keys compressed 128x, or the top-k of those compressed 4x.
-    mixers = [replace(base, window=window + (top_k if "sparse" in kind else 0)) for kind in kinds[:layers]]
+    mixers = [layer(kind) for kind in kinds[:layers]]
     width = f.positive("moe_intermediate_size")
     sparse = moe(f, "n_routed_experts", "moe_intermediate_size", shared_intermediate=width)
     blueprint = decoder(
         f,
         mixer=lambda i: mixers[i],
         feed_forward=sparse,
-        mixer_extra=lambda i: extras[i],
         other=2 * hyper,
         tied=f.flag("tie_word_embeddings", False),
     )
     blueprint.add("other", streams * streams * hidden + streams + 1)
     blueprint.mtp_layers = f.optional("num_nextn_predict_layers")
-    blueprint.notes.append(
-        "operators treat compressed attention as a window and the compressed keys chosen; they are approximate"
-    )
+    blueprint.notes.append("operators leave out the mixing of the hyper-connections' streams")
     return blueprint
 
 
