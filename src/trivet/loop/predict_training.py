@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from trivet.chip import catalogue as chips
+from trivet.cloud import fabric
 from trivet.cloud.training import memory, names
 from trivet.cloud.training.job import Split, TrainingJob
 from trivet.cloud.training.profile import Constants
@@ -85,14 +86,14 @@ def _precision(raw: str, notes: list[str]) -> str:
     return "bf16"
 
 
-def _sharding(raw: str, source: str, replicas: int, notes: list[str]) -> tuple[str, int, int]:
+def _sharding(raw: str, source: str, replicas: int, server: int, notes: list[str]) -> tuple[str, int, int]:
     """(framework, ZeRO stage, HSDP group) of the free text in ``sharding``."""
     upper = raw.upper().replace("-", "_").replace(" ", "_")
     torch = "llm-foundry" in source or "fsdp" in source.lower() or "SHARD" in upper
     framework = "deepspeed" if "deepspeed" in source.lower() or "ZERO" in upper else "fsdp" if torch else "megatron"
     if "HYBRID" in upper or "HSDP" in upper:
-        return framework, 3, 0
-    if "FULL_SHARD" in upper or "ZERO_3" in upper or "ZERO3" in upper or upper == "FSDP":
+        return framework, 3, server if replicas % server == 0 and replicas > server else 0
+    if "FULL_SHARD" in upper or "ZERO_3" in upper or "ZERO3" in upper or "FSDP" in upper:
         return framework, 3, 0
     if "SHARD_GRAD_OP" in upper or "ZERO2" in upper or "ZERO_2" in upper:
         return framework, 2, 0
@@ -142,7 +143,7 @@ def parse(row: Mapping[str, str | None]) -> Row:
     if rounded != batch:
         notes.append(f"global batch {batch} does not divide into dp {dp} x micro-batch {micro}: {rounded}")
     source = text(row, "source")
-    framework, zero, group = _sharding(text(row, "sharding"), source, dp * cp, notes)
+    framework, zero, group = _sharding(text(row, "sharding"), source, dp * cp, fabric.server_of(chip).chips, notes)
     raw = text(row, "recompute").lower() if (row.get("recompute") or "").strip().lower() != "none" else "none"
     recompute = next((kind for kind in ("none", "selective", "full") if kind in raw), "")
     if raw and not recompute:
