@@ -14,7 +14,45 @@ from trivet.chip.catalogue import chip, names, read_chip, unknown_fields
 from trivet.chip.fields import FIELDS, NEEDED
 from trivet.errors import TrivetError, UnknownName
 
-DESIGN_NAMES = ["zhenwu-810e", "zhenwu-810", "zhenwu-m890", "hanguang-800", "yitian-710", "v100", "a100-40gb", "a100-80gb", "a800", "h100", "h800", "h200", "h20", "l20", "l40s", "rtx-pro-6000", "rtx-4090", "b200", "b300", "gb200", "gb300", "mi300x", "mi325x", "mi355x", "tpu-v4", "tpu-v5e", "tpu-v5p", "tpu-v6e", "tpu-v7", "trainium-1", "trainium-2", "trainium-3", "inferentia-2", "ascend-910b", "ascend-910c", "gaudi-2", "gaudi-3"]
+DESIGN_NAMES = [
+    "zhenwu-810e",
+    "zhenwu-810",
+    "zhenwu-m890",
+    "hanguang-800",
+    "yitian-710",
+    "v100",
+    "a100-40gb",
+    "a100-80gb",
+    "a800",
+    "h100",
+    "h800",
+    "h200",
+    "h20",
+    "l20",
+    "l40s",
+    "rtx-pro-6000",
+    "rtx-4090",
+    "b200",
+    "b300",
+    "gb200",
+    "gb300",
+    "mi300x",
+    "mi325x",
+    "mi355x",
+    "tpu-v4",
+    "tpu-v5e",
+    "tpu-v5p",
+    "tpu-v6e",
+    "tpu-v7",
+    "trainium-1",
+    "trainium-2",
+    "trainium-3",
+    "inferentia-2",
+    "ascend-910b",
+    "ascend-910c",
+    "gaudi-2",
+    "gaudi-3",
+]
 
 MINIMAL = """
 title: "Test chip"
@@ -80,7 +118,10 @@ def test_data_sheet_figures_agree_with_the_table(shared_data: Path) -> None:
         found = chip(name)
         peak = found.get("peak_flops_bf16") or found.get("peak_flops_fp16")
         assert peak == pytest.approx(float(table[row_name]["bf16_fp16"]) * 1e12, rel=0.01), name
-        for column, field, scale in (("fp8", "peak_flops_fp8", 1e12), ("mem_TBps", "memory_bandwidth_bytes_per_s", 1e12)):
+        for column, field, scale in (
+            ("fp8", "peak_flops_fp8", 1e12),
+            ("mem_TBps", "memory_bandwidth_bytes_per_s", 1e12),
+        ):
             text = table[row_name][column]
             if text.replace(".", "").isdigit():
                 assert found.get(field) == pytest.approx(float(text) * scale, rel=0.02), (name, field)
@@ -144,6 +185,26 @@ def test_a_chip_from_outside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setenv("TRIVET_CATALOGUE", str(tmp_path / "absent"))
     with pytest.raises(TrivetError, match="TRIVET_CATALOGUE"):
         chip("h100")
+
+
+def test_a_chip_known_by_three_figures_can_be_timed_priced_and_varied(tmp_path: Path) -> None:
+    """What the file leaves out becomes an interval that says so, and the answers widen."""
+    from trivet.chip.power import utilised_w
+    from trivet.chip.silicon import bill_of_materials
+    from trivet.cloud.cost import chip_hour
+
+    path = tmp_path / "sparse.yaml"
+    path.write_text(MINIMAL.replace("role:", "server: hgx-h100\nrole:").replace(
+        "      tdp_w", "      memory_bytes: 96e9\n      memory_bandwidth_bytes_per_s: 3e12\n      tdp_w"))  # fmt: skip
+    sparse = chip(str(path))
+    missing = set(unknown_fields(sparse))
+    assert {"l2_bytes", "compute_units", "clock_hz", "idle_w", "launch_s"} <= missing
+    for name in missing:
+        assert sparse.facts[name].note
+        assert sparse.facts[name].lo is not None
+    assert bill_of_materials(sparse).total.hi > 1.3 * bill_of_materials(sparse).total.lo
+    assert chip_hour(sparse).usd.driver
+    assert utilised_w(sparse, 0.5, 0.5).value > 0
 
 
 def test_a_chip_from_a_package(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
+from trivet.chip.class_intervals import filled
 from trivet.chip.fields import NEEDED, unit_of
 from trivet.chip.reading import facts_of, folders, read_yaml
 from trivet.chip.spec import Chip
@@ -75,6 +76,8 @@ def read_chip(path: Path) -> Chip:
     facts = facts_of(raw["facts"], unit_of, name)
     for field_name, fact in facts.items():
         _check_positive(fact, f"{name}: {field_name}")
+    if raw["role"] == "accelerator":
+        facts = filled(facts)
     return Chip(
         name,
         str(raw["title"]),
