@@ -29,6 +29,7 @@ from trivet.loop.cloud_customers import bills, meter, with_generated
 from trivet.loop.cloud_scenario import CloudScenario, Pool, TrainingSpec
 from trivet.loop.cloud_services import Sized, attainment, check_hours, size
 from trivet.loop.economics import economics
+from trivet.loop.training_summary import split_dict
 from trivet.units import DAY_S, HOUR_S, WEEK_S
 
 Floats = NDArray[np.float64]
@@ -202,7 +203,7 @@ def _training_entry(job: Job, plan: training_plan.TrainingPlan, week: Week) -> d
     useful = max(ran_s - lost_s - stops * Rules().restart_s, 0.0)
     return {
         "name": job.name, "model": plan.campaign.architecture.name, "chip": plan.campaign.chip.name, "chips": int(chips),
-        "layout": training_plan.split_dict(plan.best.job), "mfu": plan.best.result.mfu,
+        "layout": split_dict(plan.best.job), "mfu": plan.best.result.mfu,
         "tokens_per_s": {"value": plan.tokens_per_s.value, "lo": plan.tokens_per_s.lo, "hi": plan.tokens_per_s.hi,
                          "driver": plan.tokens_per_s.driver},
         "tokens_this_week": useful * plan.tokens_per_s.value, "tokens_wanted": plan.campaign.tokens,

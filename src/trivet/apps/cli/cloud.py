@@ -1,0 +1,63 @@
+"""``trivet cloud``: a week of a whole cloud, and the same week on other cards."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any, Optional
+
+import typer
+
+from trivet.errors import TrivetError
+
+app = typer.Typer(add_completion=False, rich_markup_mode=None)
+
+
+@app.command()
+def cloud(
+    scenarios: Annotated[list[Path], typer.Argument(help="Scenario (.yaml); several are compared with the first.")],
+    seed: Annotated[Optional[int], typer.Option(help="Instead of the scenario's own.")] = None,
+    out: Annotated[Optional[Path], typer.Option("-o", "--out", help="Folder for summary.json, report.html, hourly.parquet, "
+                                                                     "customers.parquet.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print summary.json instead of tables.")] = False,
+) -> None:  # fmt: skip
+    """Services, training and other jobs of hundreds of customers on one cluster for a week, with failures, power and bills."""
+    from trivet.apps.cli.screen import progress
+    from trivet.interop.clients import read_clients
+    from trivet.interop.yaml_files import read_yaml
+    from trivet.loop.cloud_scenario import parse
+    from trivet.loop.cloud_week import CloudWeek, compare, run_cloud
+    from trivet.model.config import read as read_model
+    from trivet.report import cloud_report
+
+    raws = [read_yaml(path) for path in scenarios]
+    parsed = [parse({**raw, **({} if seed is None else {"seed": seed})}) for raw in raws]
+    names = [s.name for s in parsed]
+    if len(set(names)) != len(names):
+        raise TrivetError("two scenarios have one name", field="name", allowed="a name each")
+    weeks: list[CloudWeek] = []
+    with progress(enabled=not as_json) as report:
+        for s in parsed:
+            weeks.append(run_cloud(s, read_clients(s.customers), read_model,
+                                   lambda what, a, b, s=s: report(f"{s.name}: {what}", a, b)))  # fmt: skip
+    comparison = compare([w.summary for w in weeks]) if len(weeks) > 1 else []
+    content: dict[str, Any] = weeks[0].summary if len(weeks) == 1 else {"weeks": [w.summary for w in weeks], "comparison": comparison}
+    text = json.dumps(content, indent=1, allow_nan=False) + "\n"
+    if out is not None:
+        from trivet.interop.results import result_folder
+
+        with result_folder(out) as folder:
+            (folder / "summary.json").write_text(text)
+            if len(weeks) == 1:
+                cloud_report.write(weeks[0], folder)
+            else:
+                (folder / "report.html").write_text(cloud_report.comparison_html(comparison))
+                for w in weeks:
+                    part = folder / "".join(c if c.isalnum() else "-" for c in w.summary["name"].lower())
+                    part.mkdir()
+                    cloud_report.write(w, part)
+    if as_json:
+        sys.stdout.write(text)
+    else:
+        cloud_report.terminal(weeks, comparison, str(out) if out else "")
