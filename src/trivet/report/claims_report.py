@@ -73,7 +73,8 @@ def html(claims: Sequence[Mapping[str, Any]]) -> str:
                 for f in c["figures"]
             ]
             body.append(html_table(table))
-        text = f"{c['verdict'].capitalize()}, probability {_chance(c['probability'])}. Computed by {c['computed_by']}. {c['note']}"
+        head = f"{c['verdict'].capitalize()}, probability {_chance(c['probability'])}."
+        text = f"{head} Computed by {c['computed_by']}. {c['note']}"
         sections.append(Section(c["claim"], body, text=text))
     return page(
         "The article's claims, computed",
