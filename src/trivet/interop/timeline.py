@@ -36,9 +36,18 @@ def events(result: ServingResult, most: int = MOST_REQUESTS) -> list[dict[str, A
         heapq.heappush(busy, (last, track))
         seats[replica] = (busy, used)
         out += _life(result, i, replica, track)
-    names = np.repeat([kind.name or "replica" for kind in result.fleet.kinds], [kind.count for kind in result.fleet.kinds])
+    names = np.repeat(
+        [kind.name or "replica" for kind in result.fleet.kinds], [kind.count for kind in result.fleet.kinds]
+    )
     for replica in sorted(seats):
-        out.append({"name": "process_name", "ph": "M", "pid": replica + 1, "args": {"name": f"replica {replica}: {names[replica]}"}})
+        out.append(
+            {
+                "name": "process_name",
+                "ph": "M",
+                "pid": replica + 1,
+                "args": {"name": f"replica {replica}: {names[replica]}"},
+            }
+        )
     return out + _counters(metrics.over_time(result))
 
 
@@ -68,4 +77,6 @@ def _counters(series: dict[str, NDArray[np.float64]]) -> list[dict[str, Any]]:
 
 def text(result: ServingResult, most: int = MOST_REQUESTS) -> str:
     """The content of ``timeline.json``."""
-    return json.dumps({"displayTimeUnit": "ms", "traceEvents": events(result, most)}, separators=(",", ":"), allow_nan=False)
+    return json.dumps(
+        {"displayTimeUnit": "ms", "traceEvents": events(result, most)}, separators=(",", ":"), allow_nan=False
+    )

@@ -26,7 +26,15 @@ from trivet.model.parallel import Layout
 
 Floats = NDArray[np.float64]
 COLUMNS = ("request_id", "queued_s", "first_token_s", "last_token_s")
-_DTYPES = {"bfloat16": "bf16", "float16": "fp16", "half": "fp16", "float32": "fp32", "auto": "", "fp8_e4m3": "fp8", "fp8_e5m2": "fp8"}
+_DTYPES = {
+    "bfloat16": "bf16",
+    "float16": "fp16",
+    "half": "fp16",
+    "float32": "fp32",
+    "auto": "",
+    "fp8_e4m3": "fp8",
+    "fp8_e5m2": "fp8",
+}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -60,7 +68,9 @@ def read_log(path: Path) -> Log:
     ids = tuple(str(r["request_id"]) for r in rows)
     if not all(name in row for row in rows for name in ("queued_ts", "first_token_ts", "last_token_ts")):
         return Log(ids, traffic)
-    stamps = {name: np.array([float(r[name]) for r in rows]) for name in ("queued_ts", "first_token_ts", "last_token_ts")}
+    stamps = {
+        name: np.array([float(r[name]) for r in rows]) for name in ("queued_ts", "first_token_ts", "last_token_ts")
+    }
     offset = float((stamps["queued_ts"] - traffic.arrival_s).min())
     return Log(ids, traffic, *(stamps[name] - offset for name in ("queued_ts", "first_token_ts", "last_token_ts")))
 
@@ -103,7 +113,10 @@ def deployment_of(meta: Mapping[str, Any], chip_name: str, traffic: Traffic) -> 
     """The deployment that a log's meta file records, and what had to be assumed. Times in it are not used."""
     kwargs = _mapping(meta.get("engine_kwargs"))
     resolved = _mapping(meta.get("resolved_config"))
-    cache = {**_mapping(resolved.get("cache_config")), **{k: v for k, v in _mapping(meta.get("kv_cache")).items() if v is not None}}
+    cache = {
+        **_mapping(resolved.get("cache_config")),
+        **{k: v for k, v in _mapping(meta.get("kv_cache")).items() if v is not None},
+    }
     scheduler, parallel = _mapping(resolved.get("scheduler_config")), _mapping(resolved.get("parallel_config"))
     name = meta.get("model") or kwargs.get("model")
     if not name:
@@ -118,13 +131,21 @@ def deployment_of(meta: Mapping[str, Any], chip_name: str, traffic: Traffic) -> 
     if dp > 1 and attention_dp == 1:
         notes.append(f"data_parallel_size {dp}: independent replicas, least outstanding first")
     wide = tp * attention_dp
-    layout = Layout(tp=tp, pp=pp, attention_dp=attention_dp, moe_tp=1 if experts or not is_moe else wide, moe_ep=wide if experts and is_moe else 1)
+    layout = Layout(
+        tp=tp,
+        pp=pp,
+        attention_dp=attention_dp,
+        moe_tp=1 if experts or not is_moe else wide,
+        moe_ep=wide if experts and is_moe else 1,
+    )
     kv = str(kwargs.get("kv_cache_dtype") or cache.get("cache_dtype") or "auto")
     settings = EngineSettings(
         engine="vllm",
         version=str(meta.get("vllm_version") or ""),
         max_num_seqs=int(kwargs.get("max_num_seqs") or scheduler.get("max_num_seqs") or 256),
-        max_num_batched_tokens=int(kwargs.get("max_num_batched_tokens") or scheduler.get("max_num_batched_tokens") or 2048),
+        max_num_batched_tokens=int(
+            kwargs.get("max_num_batched_tokens") or scheduler.get("max_num_batched_tokens") or 2048
+        ),
         max_model_len=int(kwargs.get("max_model_len") or 0),
         memory_utilization=float(cache.get("gpu_memory_utilization") or kwargs.get("gpu_memory_utilization") or 0.9),
         block_size=int(cache.get("block_size") or kwargs.get("block_size") or 16),
@@ -189,7 +210,12 @@ def compare(log: Log, result: ServingResult) -> list[dict[str, Any]]:
     measured = figures(log.traffic, log.first_token_s, log.last_token_s)
     predicted = figures(log.traffic, result.first_token_s, result.last_token_s)
     return [
-        {"figure": name, "measured": measured[name], "predicted": predicted[name], "error": predicted[name] / measured[name] - 1}
+        {
+            "figure": name,
+            "measured": measured[name],
+            "predicted": predicted[name],
+            "error": predicted[name] / measured[name] - 1,
+        }
         for name in measured
     ]
 

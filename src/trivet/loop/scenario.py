@@ -1,14 +1,13 @@
-"""A serving scenario: its file's schema, one-line changes to it, and the traffic and fleet that it means."""
+"""From a serving scenario to the traffic and the fleet that it means."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import ValidationError
 
 from trivet.chip.catalogue import chip as find_chip
 from trivet.cloud import engine, fabric, storage
@@ -22,240 +21,10 @@ from trivet.cloud.serving.kvcache import Tier
 from trivet.cloud.serving.traffic import Traffic
 from trivet.errors import DoesNotFit, TrivetError
 from trivet.loop.economics import kv_transfer_s
+from trivet.loop.scenario_schema import EnginePart, Generate, Group, OutagePart, Scenario, TierPart, TrafficPart
 from trivet.model import memory
 from trivet.model.architecture import Architecture
 from trivet.model.parallel import Layout
-
-Length = float | dict[str, Any]
-SERVERS_A_RACK = 4  # an assumption: a 40 kW rack of 8-chip servers
-
-
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=False)
-
-
-class Generate(_Strict):
-    """Traffic from settings; see ``cloud/serving/generate.py``."""
-
-    kind: Literal["open_loop", "closed_loop", "conversations"] = "open_loop"
-    requests: int = Field(1000, ge=1)
-    rate_per_s: float = Field(1.0, gt=0)
-    process: str = "poisson"
-    cv: float = Field(1.0, gt=0)
-    concurrency: int = Field(0, ge=0)
-    inputs: Length = 1024
-    outputs: Length = 256
-    turns: Length = 4
-    system_tokens: int = Field(0, ge=0)
-    think_s: float = Field(10.0, ge=0)
-
-
-class TrafficPart(_Strict):
-    """A trace (the name of a shipped one, or a file) or generated traffic, and how it is changed."""
-
-    trace: str = ""
-    generate: Generate | None = None
-    limit: int | None = Field(None, ge=1)
-    rate_scale: float = Field(1.0, gt=0)
-    input_scale: float = Field(1.0, gt=0)
-    output_scale: float = Field(1.0, gt=0)
-    max_concurrency: int = Field(0, ge=0)
-
-
-class EnginePart(_Strict):
-    """Engine settings; what is left out is the engine's own."""
-
-    name: str = "vllm"
-    version: str = ""
-    max_num_seqs: int = Field(256, ge=1)
-    max_num_batched_tokens: int = Field(8192, ge=1)
-    block_size: int = Field(16, ge=1)
-    num_kv_blocks: int = Field(0, ge=0)
-    kv_scale: float = Field(1.0, gt=0)
-    kv_dtype: str = ""
-    weight_dtype: str = ""
-    moe_dtype: str = ""
-    memory_utilization: float = Field(0.9, gt=0, le=1)
-    prefix_caching: bool = True
-    speculative_tokens: int = Field(0, ge=0)
-    acceptance: float = Field(0.0, ge=0, le=1)
-    preemption: Literal["recompute", "swap"] = "recompute"
-    asynchronous: bool | None = None
-    prefill_first: bool | None = None
-    reserve_output: float | None = Field(None, ge=0, le=1)
-
-
-class TierPart(_Strict):
-    """A KV tier below HBM: sizes left out are the server's own."""
-
-    name: Literal["host", "nvme", "remote"]
-    bytes: float | None = Field(None, gt=0)
-    bytes_per_s: float | None = Field(None, gt=0)
-    latency_s: float | None = Field(None, ge=0)
-
-
-class Group(_Strict):
-    """Equal replicas."""
-
-    chip: str
-    replicas: int = Field(1, ge=1)
-    role: Literal["both", "prefill", "decode"] = "both"
-    tp: int = Field(1, ge=1)
-    pp: int = Field(1, ge=1)
-    attention_dp: int = Field(1, ge=1)
-    moe_tp: int = Field(1, ge=1)
-    moe_ep: int = Field(1, ge=1)
-    expert_skew: float = Field(1.0, ge=1)
-    server: str = ""
-    engine: dict[str, Any] = Field(default_factory=dict)
-    tiers: list[TierPart] = Field(default_factory=list)
-
-
-class OutagePart(_Strict):
-    """What is down, from when, for how long: replicas by number, or whole servers or racks by number."""
-
-    start_s: float = Field(ge=0)
-    duration_s: float = Field(gt=0)
-    replicas: list[int] = Field(default_factory=list)
-    servers: list[int] = Field(default_factory=list)
-    racks: list[int] = Field(default_factory=list)
-
-
-class AutoscalePart(_Strict):
-    target_in_flight: int = Field(ge=1)
-    interval_s: float = Field(30.0, gt=0)
-    minimum: int = Field(1, ge=0)
-    maximum: int = Field(0, ge=0)
-    cold_start_s: float | None = Field(None, ge=0)
-    weights_from: str = "nvme"
-
-
-class AdmissionPart(_Strict):
-    max_queue: int = Field(0, ge=0)
-    max_wait_s: float = Field(0.0, ge=0)
-
-
-class RetryPart(_Strict):
-    limit: int = Field(3, ge=0)
-    delay_s: float = Field(1.0, ge=0)
-
-
-class TransferPart(_Strict):
-    base_s: float | None = Field(None, ge=0)
-    bytes_per_s: float | None = Field(None, gt=0)
-
-
-class SloPart(_Strict):
-    ttft_s: float | None = Field(None, gt=0)
-    tpot_s: float | None = Field(None, gt=0)
-
-
-class Scenario(_Strict):
-    """One file: who asks, what serves, what goes wrong, what is wanted."""
-
-    title: str = ""
-    model: str
-    traffic: TrafficPart
-    fleet: list[Group] = Field(min_length=1)
-    engine: EnginePart = Field(default_factory=lambda: EnginePart())
-    router: str = "least_outstanding"
-    transfer: TransferPart = Field(default_factory=lambda: TransferPart())
-    admission: AdmissionPart = Field(default_factory=lambda: AdmissionPart())
-    retries: RetryPart = Field(default_factory=lambda: RetryPart())
-    outages: list[OutagePart] = Field(default_factory=list)
-    autoscale: AutoscalePart | None = None
-    slo: SloPart = Field(default_factory=lambda: SloPart())
-    servers_per_rack: int = Field(SERVERS_A_RACK, ge=1)
-    price_basis: str = "tco_hyperscaler"
-    site: str = ""
-    seed: int = 0
-
-
-def parse(raw: Mapping[str, Any]) -> Scenario:
-    """Check a scenario; the first mistake is told in one line with the path of its field."""
-    try:
-        return Scenario.model_validate(raw)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "scenario"
-        known = _fields_at(first["loc"][:-1]) if first["type"] == "extra_forbidden" else None
-        text = "unknown key" if known else str(first["msg"])
-        raise TrivetError(text, field=where, allowed=known) from None
-
-
-def _fields_at(path: Sequence[int | str]) -> list[str]:
-    model: Any = Scenario
-    for part in path:
-        if isinstance(part, int) or part not in getattr(model, "model_fields", {}):
-            continue
-        inside = model.model_fields[part].annotation
-        options = [inside, *getattr(inside, "__args__", ())]
-        model = next((o for o in options if isinstance(o, type) and issubclass(o, BaseModel)), model)
-    return sorted(model.model_fields)
-
-
-def changed(raw: Mapping[str, Any], changes: Sequence[str]) -> dict[str, Any]:
-    """A copy with ``path=value`` changes, e.g. ``traffic.rate_scale=2`` or ``fleet.0.replicas=4``.
-
-    Values are YAML; ``engine.kv_scale=0.5`` halves the KV memory.
-    """
-    import copy
-
-    from ruamel.yaml import YAML
-    from ruamel.yaml.error import YAMLError
-
-    out = copy.deepcopy(dict(raw))
-    for change in changes:
-        path, equals, text = change.partition("=")
-        if not equals or not path:
-            raise TrivetError(f"{change!r}", field="--set", allowed="path=value, e.g. traffic.rate_scale=2")
-        try:
-            value = YAML(typ="safe", pure=True).load(text)
-        except YAMLError as error:
-            raise TrivetError(f"{text!r} is not a value", field=f"--set {path}") from error
-        at: Any = out
-        parts = path.split(".")
-        for part in parts[:-1]:
-            at = _child(at, part, path)
-        _put(at, parts[-1], value, path)
-    return out
-
-
-def _child(at: Any, part: str, path: str) -> Any:
-    if isinstance(at, list):
-        if not part.isdigit() or int(part) >= len(at):
-            raise TrivetError(f"no entry {part!r}", field=f"--set {path}", allowed=f"0 to {len(at) - 1}")
-        return at[int(part)]
-    if not isinstance(at, dict):
-        raise TrivetError(f"{part!r} is below a plain value", field=f"--set {path}")
-    if at.get(part) is None:
-        at[part] = {}
-    return at[part]
-
-
-def _put(at: Any, part: str, value: Any, path: str) -> None:
-    if isinstance(at, list):
-        if not part.isdigit() or int(part) >= len(at):
-            raise TrivetError(f"no entry {part!r}", field=f"--set {path}", allowed=f"0 to {len(at) - 1}")
-        at[int(part)] = value
-    elif isinstance(at, dict):
-        at[part] = value
-    else:
-        raise TrivetError(f"{part!r} is below a plain value", field=f"--set {path}")
-
-
-_FAIL = re.compile(r"(replica|server|rack)(?:#(\d+))?:([0-9.]+)(s|m|min|h)?(?:@([0-9.]+)(s|m|min|h)?)?")
-_UNIT = {None: 1.0, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
-
-
-def outage_text(text: str, traffic_s: float) -> dict[str, Any]:
-    """``rack:600s`` (the first rack for ten minutes, from the middle of the traffic on), ``server#2:5m@1h``."""
-    match = _FAIL.fullmatch(text)
-    if not match:
-        raise TrivetError(f"{text!r}", field="--fail", allowed="replica|server|rack[#NUMBER]:DURATION[@START], e.g. rack:600s")
-    kind, number, length, unit, start, start_unit = match.groups()
-    begin = traffic_s / 2 if start is None else float(start) * _UNIT[start_unit]
-    return {"start_s": begin, "duration_s": float(length) * _UNIT[unit], f"{kind}s": [int(number or 0)]}
 
 
 def traffic_of(scenario: Scenario, read_trace: Callable[[str, int | None], Traffic]) -> Traffic:
@@ -273,14 +42,19 @@ def traffic_of(scenario: Scenario, read_trace: Callable[[str, int | None], Traff
 
 
 def _generated(g: Generate, seed: int) -> Traffic:
+    inputs: Any = g.inputs
+    outputs: Any = g.outputs
+    turns: Any = g.turns
     if g.kind == "closed_loop":
-        return closed_loop(g.requests, concurrency=g.concurrency, inputs=g.inputs, outputs=g.outputs, seed=seed)
+        return closed_loop(g.requests, concurrency=g.concurrency, inputs=inputs, outputs=outputs, seed=seed)
     if g.kind == "conversations":
         return conversations(
-            g.requests, rate_per_s=g.rate_per_s, turns=g.turns, inputs=g.inputs, outputs=g.outputs,
+            g.requests, rate_per_s=g.rate_per_s, turns=turns, inputs=inputs, outputs=outputs,
             system_tokens=g.system_tokens, think_s=g.think_s, process=g.process, cv=g.cv, seed=seed,
         )  # fmt: skip
-    return open_loop(g.requests, rate_per_s=g.rate_per_s, inputs=g.inputs, outputs=g.outputs, process=g.process, cv=g.cv, seed=seed)
+    return open_loop(
+        g.requests, rate_per_s=g.rate_per_s, inputs=inputs, outputs=outputs, process=g.process, cv=g.cv, seed=seed
+    )
 
 
 def _resized(traffic: Traffic, part: TrafficPart) -> Traffic:
@@ -303,7 +77,11 @@ def settings_of(scenario: Scenario, group: Group) -> tuple[EngineSettings, Engin
         part = EnginePart.model_validate(merged)
     except ValidationError as error:
         first = error.errors()[0]
-        raise TrivetError(str(first["msg"]), field=f"fleet.engine.{'.'.join(map(str, first['loc']))}", allowed=sorted(EnginePart.model_fields)) from None
+        raise TrivetError(
+            str(first["msg"]),
+            field=f"fleet.engine.{'.'.join(map(str, first['loc']))}",
+            allowed=sorted(EnginePart.model_fields),
+        ) from None
     if part.name not in BATCHING:
         raise TrivetError(f"unknown engine {part.name!r}", field="engine.name", allowed=BATCHING)
     return EngineSettings(
@@ -316,7 +94,12 @@ def settings_of(scenario: Scenario, group: Group) -> tuple[EngineSettings, Engin
 
 def deployment_of(scenario: Scenario, group: Group, model: Architecture, typical_tokens: float = 0.0) -> Deployment:
     layout = Layout(
-        tp=group.tp, pp=group.pp, attention_dp=group.attention_dp, moe_tp=group.moe_tp, moe_ep=group.moe_ep, expert_skew=group.expert_skew
+        tp=group.tp,
+        pp=group.pp,
+        attention_dp=group.attention_dp,
+        moe_tp=group.moe_tp,
+        moe_ep=group.moe_ep,
+        expert_skew=group.expert_skew,
     )
     settings, _ = settings_of(scenario, group)
     return Deployment(model, find_chip(group.chip), layout, settings, group.server, typical_tokens)
@@ -379,9 +162,15 @@ def replicas_down(scenario: Scenario, kinds: Sequence[ReplicaKind], part: Outage
                 down.update(range(first + at, first + min(at + each, kind.count)))
             server_number += 1
         first += kind.count
-    unknown = [n for n in part.servers if n >= server_number] + [n for n in part.racks if n * scenario.servers_per_rack >= server_number]
+    unknown = [n for n in part.servers if n >= server_number] + [
+        n for n in part.racks if n * scenario.servers_per_rack >= server_number
+    ]
     if unknown:
-        raise TrivetError(f"no number {unknown[0]}", field="outages", allowed=f"servers 0 to {server_number - 1}, {scenario.servers_per_rack} a rack")
+        raise TrivetError(
+            f"no number {unknown[0]}",
+            field="outages",
+            allowed=f"servers 0 to {server_number - 1}, {scenario.servers_per_rack} a rack",
+        )
     return tuple(sorted(down))
 
 
@@ -394,7 +183,9 @@ def fleet_of(scenario: Scenario, model: Architecture, traffic: Traffic) -> tuple
     for part in scenario.outages:
         down = replicas_down(scenario, kinds, part)
         if not down:
-            raise TrivetError("names nothing that is in the fleet", field="outages", allowed="replicas, servers or racks")
+            raise TrivetError(
+                "names nothing that is in the fleet", field="outages", allowed="replicas, servers or racks"
+            )
         outages.append(Outage(part.start_s, part.duration_s, down))
     return Fleet(
         kinds,
@@ -429,7 +220,10 @@ def _autoscale(scenario: Scenario, deployment: Deployment) -> Autoscale | None:
     if cold is None:
         where = fabric.server_of(deployment.chip, deployment.server)
         weights = memory.weight_bytes(
-            deployment.architecture, deployment.layout, weight_dtype=deployment.settings.weight_dtype, moe_dtype=deployment.settings.moe_dtype
+            deployment.architecture,
+            deployment.layout,
+            weight_dtype=deployment.settings.weight_dtype,
+            moe_dtype=deployment.settings.moe_dtype,
         )
         read = storage.load_weights_s(weights, where, deployment.chip, part.weights_from).value
         cold = cold_start_s(weights, weights / read)

@@ -14,7 +14,8 @@ from trivet.cloud.serving import metrics
 from trivet.cloud.serving.fleet import ServingResult, simulate
 from trivet.cloud.serving.traffic import Traffic
 from trivet.loop.economics import economics, work
-from trivet.loop.scenario import Scenario, fleet_of, parse, traffic_of
+from trivet.loop.scenario import fleet_of, traffic_of
+from trivet.loop.scenario_schema import Scenario, parse
 from trivet.model.config import read as read_model
 
 ReadTrace = Callable[[str, int | None], Traffic]
@@ -63,7 +64,7 @@ def say_if_compiling(told: Callable[[str], None]) -> None:
     from trivet.cloud.serving._loop_fleet import advance
 
     places = getattr(getattr(advance, "stats", None), "cache_path", None)
-    if places is None or getattr(advance, "signatures", ()):
+    if places is None or getattr(advance, "signatures", None):
         return
     import glob
     import os
@@ -83,7 +84,9 @@ def _kind(deployment: Deployment, kind: Any) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def money_and_energy(result: ServingResult, deployments: tuple[Deployment, ...], basis: str, site: str) -> dict[str, Any]:
+def money_and_energy(
+    result: ServingResult, deployments: tuple[Deployment, ...], basis: str, site: str
+) -> dict[str, Any]:
     """Cost of the chips while they were up, and energy at the site's meter from what they did."""
     usd, joules, price_sigma, power_sigma = 0.0, 0.0, 0.0, 0.0
     number = metrics.kind_of(result)
@@ -95,7 +98,11 @@ def money_and_energy(result: ServingResult, deployments: tuple[Deployment, ...],
         usd += up_s * kind.chips * money.usd_per_chip_s
         tokens = float(rows[:, k.R_DECODED].sum() + rows[:, k.R_PREFILLED].sum())
         # Every step reads the weights once, and every decoded token the context of its sequence.
-        kv_tokens = float(rows[:, k.R_KV_TIME].sum()) * kind.settings.block_size / max(float(rows[:, k.R_BUSY].sum()) / 1e6, 1e-12)
+        kv_tokens = (
+            float(rows[:, k.R_KV_TIME].sum())
+            * kind.settings.block_size
+            / max(float(rows[:, k.R_BUSY].sum()) / 1e6, 1e-12)
+        )
         steps = float(rows[:, k.R_DONE_STEPS].sum())
         moved = steps * (task.weight_bytes + kv_tokens * task.kv_bytes_per_token)
         time_s = max(up_s, 1e-12)
@@ -119,7 +126,9 @@ def _notes(scenario: Scenario, deployments: tuple[Deployment, ...]) -> tuple[str
     if scenario.outages and any(part.racks for part in scenario.outages):
         notes.append(f"A rack is taken as {scenario.servers_per_rack} servers (servers_per_rack).")
     if any(d.layout.attention_dp > 1 for d in deployments):
-        notes.append("Attention-DP ranks are simulated as replicas of their own; waiting for the slowest rank is in the step's calibration only.")
+        notes.append(
+            "Attention-DP ranks are simulated as replicas of their own; waiting for the slowest rank is in the step's calibration only."
+        )
     if any(group.role == "prefill" for group in scenario.fleet):
         notes.append("A prefill replica frees a prompt's blocks when the prompt is done, not when its KV has arrived.")
     if len({d.settings.engine for d in deployments}) == 1 and deployments[0].settings.speculative_tokens:

@@ -17,7 +17,7 @@ from typing import Any
 
 from trivet.errors import TrivetError, Unsupported
 from trivet.loop import simulate
-from trivet.loop.scenario import changed, parse
+from trivet.loop.scenario_schema import changed, parse
 
 ENGINES = ("processes", "ray")
 
@@ -83,7 +83,10 @@ def run(
     for _ in _ray(missing, read_trace) if engine == "ray" else _processes(missing, read_trace, workers):
         done += 1
         report("simulating", done, total)
-    return [{"set": what, "summary": json.loads(Path(file).read_text("utf-8"))} for file, (what, _) in zip(files, todo, strict=True)]
+    return [
+        {"set": what, "summary": json.loads(Path(file).read_text("utf-8"))}
+        for file, (what, _) in zip(files, todo, strict=True)
+    ]
 
 
 def _processes(missing: Mapping[str, Any], read_trace: simulate.ReadTrace, workers: int) -> Any:
@@ -104,7 +107,9 @@ def _ray(missing: Mapping[str, Any], read_trace: simulate.ReadTrace) -> Any:
     try:
         import ray
     except ImportError as error:
-        raise Unsupported("Ray is not installed", field="--engine", allowed="pip install 'trivet[ray]', or processes") from error
+        raise Unsupported(
+            "Ray is not installed", field="--engine", allowed="pip install 'trivet[ray]', or processes"
+        ) from error
     if not ray.is_initialized():
         ray.init(log_to_driver=False)
     remote = ray.remote(one)

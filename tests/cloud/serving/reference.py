@@ -258,11 +258,14 @@ class Replica:
         return round(self.rules.swap_block_s * k.PS)
 
     def enqueue(self, request: Request, front: bool) -> None:
+        def level(r: Request) -> int:
+            return -1 if r.flag == "loaded" else r.priority
+
         at = 0
-        while at < len(self.waiting) and (
-            self.waiting[at].priority < request.priority
-            or (not front and self.waiting[at].priority == request.priority)
-        ):
+        while at < len(self.waiting):
+            other = level(self.waiting[at])
+            if other > level(request) or (front and other == level(request)):
+                break
             at += 1
         self.waiting.insert(at, request)
 
@@ -337,9 +340,9 @@ class Replica:
         load = sum(sim.load[self.number][t] for t in below)
         load += sim.latency[self.number][below[0]] + 1 if below else 0
         hits = len(tiers)
-        if request.flag == "prefilled":
-            hits, load = front, 0
-        elif load and load + max(0, self.channel - now) >= self.prefill_ps * (hits - front) * size:
+        if request.flag == "prefilled" or (
+            load and load + max(0, self.channel - now) >= self.prefill_ps * (hits - front) * size
+        ):
             hits, load = front, 0
         hbm = [b for b, t in zip(request.hashes[:hits], tiers, strict=False) if t == 0]
         idle = sum(b in self.store.idle[0] for b in hbm)
@@ -418,7 +421,7 @@ class Replica:
             self.backlog -= request.computed
             chunk(request)
         if rules.prefill_first and not chunks:
-            swap, _ = self.make_room(now)
+            swap, preempted = self.make_room(now)
             extra += swap
         self.start = now
         self.in_step = self.decodes()
@@ -432,17 +435,18 @@ class Replica:
         elif self.in_step:
             self.state = "busy"
             context = sum(r.context_units for r in self.in_step)
-            self.end = now + extra + row_ps(
-                tables.decode_bound, tables.decode_base, tables.decode_slope, t, len(self.in_step), context
+            self.end = (
+                now
+                + extra
+                + row_ps(tables.decode_bound, tables.decode_base, tables.decode_slope, t, len(self.in_step), context)
             )
         else:
             self.state, self.end = "idle", k.INF
-            if self.held:
-                for request in self.held:
-                    self.release(request)
-                self.held = []
-                if self.waiting:
-                    self.state, self.end = "wake", now
+            if self.waiting and (preempted or self.held):
+                self.state, self.end = "wake", now
+            for request in self.held:
+                self.release(request)
+            self.held = []
 
 
 def row_ps(bound: Any, base: Any, slope: Any, table: int, batch: int, context: int) -> int:
@@ -734,7 +738,7 @@ class Reference:
         elif subject.flag == "bounced":
             self.bounce(subject, now)
         else:
-            subject.flag, subject.priority = "loaded", 0
+            subject.flag = "loaded"
             self.enter(self.replicas[subject.replica], subject, now, True)
 
     def arrive(self, number: int, now: int) -> None:
@@ -774,7 +778,12 @@ class Reference:
         chunked = sum(r.chunk for r in replica.running)
         assert chunked <= settings.max_num_batched_tokens
         if self.weight:
-            present = replica.running + replica.held + self.loading(replica) + [r for r in replica.waiting if r.flag == "loaded"]
+            present = (
+                replica.running
+                + replica.held
+                + self.loading(replica)
+                + [r for r in replica.waiting if r.flag == "loaded"]
+            )
             private = sum(r.private for r in present)
             entries = len(replica.store.used) + len(replica.store.idle[0])
             assert replica.free >= 0

@@ -29,7 +29,12 @@ def table(kv_blocks: int = 4000, block_size: int = 16, **changes: Any) -> StepTa
 
 def replicas(count: int = 1, rules: Batching | None = None, kv_blocks: int = 4000, **settings: Any) -> ReplicaKind:
     block = settings.get("block_size", 16)
-    return ReplicaKind(table(kv_blocks, block), EngineSettings(**{"max_num_batched_tokens": 2048, **settings}), count, rules=rules or Batching())
+    return ReplicaKind(
+        table(kv_blocks, block),
+        EngineSettings(**{"max_num_batched_tokens": 2048, **settings}),
+        count,
+        rules=rules or Batching(),
+    )
 
 
 def fleet(*kinds: ReplicaKind, **more: Any) -> Fleet:
@@ -44,4 +49,6 @@ def traffic(arrival: Any, inputs: Any, outputs: Any, **more: Any) -> Traffic:
 def poisson(count: int, rate: float, inputs: int, outputs: int, seed: int = 0, **more: Any) -> Traffic:
     rng = np.random.default_rng(seed)
     arrival = np.cumsum(rng.exponential(1 / rate, count))
-    return traffic(arrival, rng.integers(inputs // 2, inputs * 2, count), rng.integers(outputs // 2, outputs * 2, count), **more)
+    return traffic(
+        arrival, rng.integers(inputs // 2, inputs * 2, count), rng.integers(outputs // 2, outputs * 2, count), **more
+    )

@@ -35,7 +35,9 @@ def test_it_follows_the_load() -> None:
 def test_cold_starts_cost_latency() -> None:
     load = tide()
     times = [
-        latencies(simulate(load, fleet(replicas(8, max_num_seqs=16), autoscale=Autoscale(12, 5.0, cold, 1))))["ttft"].max()
+        latencies(simulate(load, fleet(replicas(8, max_num_seqs=16), autoscale=Autoscale(12, 5.0, cold, 1))))[
+            "ttft"
+        ].max()
         for cold in (1.0, 60.0)
     ]
     assert times[1] > times[0] + 20

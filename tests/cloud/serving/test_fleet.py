@@ -37,14 +37,16 @@ def test_transfer_by_hand() -> None:
     result = simulate(traffic([0.0], 1000, 11), fleet(*pools(1, 1), transfer=Transfer(0.5, 1e-3)))
     assert result.first_token_s[0] == pytest.approx(0.010)
     assert result.last_token_s[0] - result.first_token_s[0] == pytest.approx(0.5 + 1.0 + 10 * 0.010, rel=1e-3)
-    assert result.prefill_replica[0] == 0 and result.replica[0] == 1
+    assert result.prefill_replica[0] == 0
+    assert result.replica[0] == 1
 
 
 def test_outages_lose_nothing() -> None:
     load = poisson(800, 40, 300, 80)
     calm = simulate(load, fleet(replicas(4)))
     broken = simulate(load, fleet(replicas(4), outages=(Outage(5.0, 4.0, (0, 1)), Outage(8.0, float("inf"), (2,)))))
-    assert broken.arrival_s.size == 800 and (broken.status == 0).all()
+    assert broken.arrival_s.size == 800
+    assert (broken.status == 0).all()
     assert broken.tries.sum() > 0
     assert latencies(broken)["e2e"].mean() > latencies(calm)["e2e"].mean()
     down = (broken.replica == 2) & (broken.last_token_s > 8.0)
@@ -71,14 +73,20 @@ def test_admission_control_protects_the_others() -> None:
     load = poisson(1500, 300, 1500, 60)
     free = simulate(load, fleet(replicas(2)))
     guarded = simulate(load, fleet(replicas(2), admission=Admission(max_wait_s=1.0)))
-    assert (free.status == 0).all() and (guarded.status == 1).any()
+    assert (free.status == 0).all()
+    assert (guarded.status == 1).any()
     assert np.nanpercentile(latencies(guarded)["ttft"], 99) < 0.5 * np.nanpercentile(latencies(free)["ttft"], 99)
     queued = simulate(load, fleet(replicas(2), admission=Admission(max_queue=5)))
     assert (queued.status == 1).any()
 
 
 def test_mixed_chips_share_by_speed() -> None:
-    slow = ReplicaKind(table(graph_s=np.full(2, 40e-3), mixed_s=table().mixed_s * 4), EngineSettings(max_num_batched_tokens=2048), 2, rules=Batching())
+    slow = ReplicaKind(
+        table(graph_s=np.full(2, 40e-3), mixed_s=table().mixed_s * 4),
+        EngineSettings(max_num_batched_tokens=2048),
+        2,
+        rules=Batching(),
+    )
     result = simulate(poisson(2000, 30, 400, 80), fleet(replicas(2), slow, router="least_outstanding"))
     share = np.bincount(result.replica, minlength=4)
     assert share[:2].sum() > 1.5 * share[2:].sum()

@@ -24,7 +24,14 @@ def families(count: int, kinds: int, spacing: float, seed: int = 0, shared: int 
     which = rng.integers(0, kinds, count)
     ids = [np.concatenate([1000 * f + np.arange(shared), 10**6 + i * 2 + np.arange(2)]) for i, f in enumerate(which)]
     flat = np.unique(np.concatenate(ids), return_inverse=True)[1]
-    return traffic(np.arange(count) * spacing, (shared + 2) * BLOCK, 4, hash_ids=flat, hash_offsets=np.arange(count + 1) * (shared + 2), block_tokens=BLOCK)
+    return traffic(
+        np.arange(count) * spacing,
+        (shared + 2) * BLOCK,
+        4,
+        hash_ids=flat,
+        hash_offsets=np.arange(count + 1) * (shared + 2),
+        block_tokens=BLOCK,
+    )
 
 
 def kind(kv_blocks: int, tiers: tuple[Tier, ...] = (), **settings: object) -> ReplicaKind:

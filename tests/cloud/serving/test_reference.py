@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
-import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-
 from reference import Reference
+
 from trivet.cloud.deployment import EngineSettings, StepTable
 from trivet.cloud.serving.batching import Batching
 from trivet.cloud.serving.faults import Outage, Retries
@@ -46,11 +45,16 @@ def scenarios(draw: st.DrawFn) -> tuple[Traffic, Fleet]:
     inputs = rng.integers(1, draw(st.sampled_from([8, 60, 200])), count)
     outputs = rng.integers(1, draw(st.sampled_from([2, 30, 90])), count)
     needed = int((inputs + outputs).max()) // block + 3
-    arrival = np.sort(np.round(rng.uniform(0, draw(st.sampled_from([1e-6, 0.1, 1.0])), count), draw(st.sampled_from([2, 6]))))
+    arrival = np.sort(
+        np.round(rng.uniform(0, draw(st.sampled_from([1e-6, 0.1, 1.0])), count), draw(st.sampled_from([2, 6])))
+    )
     hashes = {}
     if cached:
         blocks = -(-inputs // size)
-        ids = [np.arange(n) + 1000 * int(rng.integers(0, 3)) if rng.random() < 0.7 else 5000 + 1000 * i + np.arange(n) for i, n in enumerate(blocks)]
+        ids = [
+            np.arange(n) + 1000 * int(rng.integers(0, 3)) if rng.random() < 0.7 else 5000 + 1000 * i + np.arange(n)
+            for i, n in enumerate(blocks)
+        ]
         flat = np.unique(np.concatenate(ids), return_inverse=True)[1]
         hashes = {"hash_offsets": np.concatenate([[0], np.cumsum(blocks)]), "hash_ids": flat, "block_tokens": size}
     loop = draw(st.sampled_from(["open", "open", "closed", "sessions"]))
@@ -96,12 +100,20 @@ def scenarios(draw: st.DrawFn) -> tuple[Traffic, Fleet]:
         kinds = tuple(kind("both", draw(st.integers(1, 3))) for _ in range(draw(st.integers(1, 2))))
     replicas = sum(k.count for k in kinds)
     outages = tuple(
-        Outage(round(float(rng.uniform(0, 0.5)), 3), draw(st.sampled_from([0.05, 0.5, float("inf")])), (int(rng.integers(0, replicas)),))
+        Outage(
+            round(float(rng.uniform(0, 0.5)), 3),
+            draw(st.sampled_from([0.05, 0.5, float("inf")])),
+            (int(rng.integers(0, replicas)),),
+        )
         for _ in range(draw(st.sampled_from([0, 0, 1, 3])))
     )
     return traffic, Fleet(
         kinds,
-        router=draw(st.sampled_from(["round_robin", "least_outstanding", "power_of_two", "kv_load", "prefix_aware", "slo_aware"])),
+        router=draw(
+            st.sampled_from(
+                ["round_robin", "least_outstanding", "power_of_two", "kv_load", "prefix_aware", "slo_aware"]
+            )
+        ),
         transfer=Transfer(1e-3, 1e-6),
         admission=Admission(draw(st.sampled_from([0, 0, 3])), draw(st.sampled_from([0.0, 0.0, 0.2]))),
         retries=Retries(draw(st.integers(0, 3)), draw(st.sampled_from([0.0, 0.01]))),

@@ -76,14 +76,17 @@ def test_preemption_and_reserve() -> None:
     kept = simulate(load, fleet(replicas(kv_blocks=200, prefix_caching=False, rules=Batching(reserve_output=1.0))))
     assert tight.preemptions.sum() > 0
     assert kept.preemptions.sum() == 0
-    assert (tight.status == 0).all() and (kept.status == 0).all()
+    assert (tight.status == 0).all()
+    assert (kept.status == 0).all()
 
 
 def test_prefix_cache_saves_the_recomputation_of_preempted_requests() -> None:
     load = traffic(np.zeros(30), 800, 300)
     cold = simulate(load, fleet(replicas(kv_blocks=400, prefix_caching=False)))
     warm = simulate(load, fleet(replicas(kv_blocks=400, prefix_caching=True)))
-    assert warm.preemptions.sum() > 0 and warm.cached_tokens.sum() > 0 and cold.cached_tokens.sum() == 0
+    assert warm.preemptions.sum() > 0
+    assert warm.cached_tokens.sum() > 0
+    assert cold.cached_tokens.sum() == 0
     assert warm.last_token_s.max() < cold.last_token_s.max()
 
 
@@ -121,7 +124,8 @@ def test_closed_loop_keeps_its_concurrency() -> None:
     change = np.concatenate([np.ones(200), -np.ones(200)])
     order = np.lexsort((change, times))
     assert np.cumsum(change[order]).max() == 16
-    assert (np.diff(np.sort(result.arrival_s)) >= 0).all() and result.arrival_s[16] > 0
+    assert (np.diff(np.sort(result.arrival_s)) >= 0).all()
+    assert result.arrival_s[16] > 0
 
 
 def test_sessions_wait_for_their_answers() -> None:

@@ -22,7 +22,10 @@ def test_least_outstanding_beats_power_of_two_beats_round_robin_in_the_tail() ->
     rng = np.random.default_rng(3)
     arrival = np.cumsum(rng.exponential(1 / 250, 8000))
     load = traffic(arrival, 200, np.where(rng.random(8000) < 0.05, 900, 30))
-    base = {name: simulate(load, fleet(replicas(16, max_num_seqs=8), router=name)) for name in ("round_robin", "power_of_two", "least_outstanding")}
+    base = {
+        name: simulate(load, fleet(replicas(16, max_num_seqs=8), router=name))
+        for name in ("round_robin", "power_of_two", "least_outstanding")
+    }
     tail = {name: np.percentile(latencies(r)["ttft"], 99) for name, r in base.items()}
     assert tail["least_outstanding"] < tail["power_of_two"] < tail["round_robin"]
 
@@ -44,7 +47,9 @@ def test_prefix_aware_finds_the_blocks() -> None:
     count, block = 300, 64
     rng = np.random.default_rng(0)
     family = rng.integers(0, 20, count)
-    ids = np.concatenate([np.concatenate([1000 * f + np.arange(20), 100_000 + i * 4 + np.arange(4)]) for i, f in enumerate(family)])
+    ids = np.concatenate(
+        [np.concatenate([1000 * f + np.arange(20), 100_000 + i * 4 + np.arange(4)]) for i, f in enumerate(family)]
+    )
     load = traffic(
         np.cumsum(rng.exponential(0.05, count)), 24 * block, 20,
         hash_ids=np.unique(ids, return_inverse=True)[1], hash_offsets=np.arange(count + 1) * 24, block_tokens=block,

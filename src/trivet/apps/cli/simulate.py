@@ -17,17 +17,26 @@ app = typer.Typer(add_completion=False, rich_markup_mode=None)
 @app.command()
 def simulate(
     scenario: Annotated[Path, typer.Argument(help="A scenario (.yaml); examples/ has some.")],
-    out: Annotated[Path | None, typer.Option("-o", "--out", help="Folder for requests.parquet, summary.json, timeline.json, report.html.")] = None,
-    changes: Annotated[list[str], typer.Option("--set", help="Change a field: traffic.rate_scale=2, engine.kv_scale=0.5.")] = [],  # noqa: B006
-    fail: Annotated[list[str], typer.Option("--fail", help="Take something down: rack:600s, server#1:5m@1h, replica:60s.")] = [],  # noqa: B006
-    sweep: Annotated[list[str], typer.Option("--sweep", help="Try values: traffic.rate_scale=1,2,4; more options, all combinations.")] = [],  # noqa: B006
+    out: Annotated[
+        Path | None,
+        typer.Option("-o", "--out", help="Folder for requests.parquet, summary.json, timeline.json, report.html."),
+    ] = None,
+    changes: Annotated[
+        list[str], typer.Option("--set", help="Change a field: traffic.rate_scale=2, engine.kv_scale=0.5.")
+    ] = [],  # noqa: B006
+    fail: Annotated[
+        list[str], typer.Option("--fail", help="Take something down: rack:600s, server#1:5m@1h, replica:60s.")
+    ] = [],  # noqa: B006
+    sweep: Annotated[
+        list[str], typer.Option("--sweep", help="Try values: traffic.rate_scale=1,2,4; more options, all combinations.")
+    ] = [],  # noqa: B006
     engine: Annotated[str, typer.Option(help="Where a sweep runs: processes or ray.")] = "processes",
     workers: Annotated[int, typer.Option(help="Processes of a sweep; 0 = all cores.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print summary.json instead of a table.")] = False,
 ) -> None:
     """Run traffic through routers, replicas, batches and KV caches; latency, goodput, use, energy and cost."""
     from trivet.interop.yaml_files import read_yaml
-    from trivet.loop.scenario import changed
+    from trivet.loop.scenario_schema import changed
 
     raw = changed(read_yaml(scenario), changes)
     if fail:
@@ -53,7 +62,8 @@ def read_trace(source: str, limit: int | None) -> Any:
 
 
 def _with_outages(raw: dict[str, Any], fail: list[str]) -> dict[str, Any]:
-    from trivet.loop.scenario import outage_text, parse, traffic_of
+    from trivet.loop.scenario import traffic_of
+    from trivet.loop.scenario_schema import outage_text, parse
 
     duration = traffic_of(parse(raw), read_trace).duration_s
     return {**raw, "outages": [*(raw.get("outages") or []), *(outage_text(text, duration) for text in fail)]}
@@ -71,7 +81,9 @@ def write(done: Any, out: Path) -> None:
     columns, slo = metrics.columns(done.result), done.scenario.slo
     with result_folder(out) as folder:
         pl.DataFrame(columns).write_parquet(folder / "requests.parquet")
-        (folder / "summary.json").write_text(json.dumps(done.summary, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+        (folder / "summary.json").write_text(
+            json.dumps(done.summary, indent=1, allow_nan=False) + "\n", encoding="utf-8"
+        )
         (folder / "timeline.json").write_text(timeline.text(done.result), encoding="utf-8")
         codes = {**columns, "status": done.result.status}
         page = serving_report.html(
@@ -117,10 +129,21 @@ def _print(summary: dict[str, Any], out: Path | None) -> None:
     from rich.table import Table
 
     console = Console()
-    head = ", ".join(f"{r['replicas']} x {r['chip']}" + (f" ({r['role']})" if r["role"] != "both" else "") for r in summary["replicas"])
-    console.print(f"[bold]{summary['title'] or 'Serving simulation'}[/bold]  {summary['model']} on {head}; {summary['traffic']}, {summary['router']}")
+    head = ", ".join(
+        f"{r['replicas']} x {r['chip']}" + (f" ({r['role']})" if r["role"] != "both" else "")
+        for r in summary["replicas"]
+    )
+    console.print(
+        f"[bold]{summary['title'] or 'Serving simulation'}[/bold]  {summary['model']} on {head}; {summary['traffic']}, {summary['router']}"
+    )
     table = Table("", "mean", "p50", "p90", "p99", "max")
-    for name, key in (("TTFT", "ttft_s"), ("TPOT", "tpot_s"), ("between tokens", "itl_s"), ("latency", "e2e_s"), ("queue", "queue_s")):
+    for name, key in (
+        ("TTFT", "ttft_s"),
+        ("TPOT", "tpot_s"),
+        ("between tokens", "itl_s"),
+        ("latency", "e2e_s"),
+        ("queue", "queue_s"),
+    ):
         table.add_row(name, *(_time(summary[key][mark]) for mark in ("mean", "p50", "p90", "p99", "max")))
     console.print(table)
     r, t, u, s = summary["requests"], summary["throughput"], summary["use"], summary["slo"]
@@ -129,9 +152,13 @@ def _print(summary: dict[str, Any], out: Path | None) -> None:
         f"{t['output_tokens_per_s']:,.0f} output tokens/s, {t['output_tokens_per_s_per_chip']:,.0f} a chip; {t['requests_per_s']:,.2f} requests/s over {summary['duration_s']:,.0f} s",
     ]
     if s["ttft_s"] or s["tpot_s"]:
-        lines.append(f"SLO kept by {s['attainment']:.1%} of requests; goodput {s['goodput_requests_per_s']:,.2f} requests/s")
+        lines.append(
+            f"SLO kept by {s['attainment']:.1%} of requests; goodput {s['goodput_requests_per_s']:,.2f} requests/s"
+        )
     busy, kv = u["busy_share"], u["kv_share_while_busy"]
-    lines.append(f"replicas busy {busy or 0:.0%}, KV {kv or 0:.0%} in use while busy, {u['batch_mean']:.1f} sequences a step")
+    lines.append(
+        f"replicas busy {busy or 0:.0%}, KV {kv or 0:.0%} in use while busy, {u['batch_mean']:.1f} sequences a step"
+    )
     if summary["prefix_cache"]["hit_rate"] is not None:
         lines.append(f"prefix cache: {summary['prefix_cache']['hit_rate']:.1%} of prompt tokens")
     if summary["cost"]["usd_per_million_output_tokens"] is not None:

@@ -9,12 +9,29 @@ from __future__ import annotations
 
 from typing import Any
 
-from trivet.cloud.serving._loop_jit import jit, seldom
-
 from trivet.cloud.serving._loop_cache import cache_evict, cache_release
+from trivet.cloud.serving._loop_jit import jit, seldom
 from trivet.cloud.serving._loop_state import (
-    MAX_HOLES, R_ADVANCE, R_BATCH, R_BLOCK, R_EVICTABLE, R_FREE, R_GAIN, R_HOLES, R_PREFIX, R_QUEUE_HEAD, R_QUEUE_TAIL,
-    R_RESERVED, R_TAKEN, R_UNIT, S_GHOST, S_GHOST_BLOCKS, S_GHOST_FULL, S_GEN, S_IN, S_RESERVED,
+    MAX_HOLES,
+    R_ADVANCE,
+    R_BATCH,
+    R_BLOCK,
+    R_EVICTABLE,
+    R_FREE,
+    R_GAIN,
+    R_HOLES,
+    R_PREFIX,
+    R_QUEUE_HEAD,
+    R_QUEUE_TAIL,
+    R_RESERVED,
+    R_TAKEN,
+    R_UNIT,
+    S_GEN,
+    S_GHOST,
+    S_GHOST_BLOCKS,
+    S_GHOST_FULL,
+    S_IN,
+    S_RESERVED,
 )  # fmt: skip
 
 
@@ -35,9 +52,11 @@ def decode_blocks(row: Any, phases: Any, steps: int) -> int:
 
 
 @jit
-def steps_that_fit(row: Any, phases: Any, limit: int) -> int:
-    """How many decode steps (at most ``limit``) the blocks at hand allow."""
-    room = row[R_FREE] + row[R_EVICTABLE] + row[R_TAKEN]
+def steps_that_fit(row: Any, phases: Any, limit: int, evict: bool) -> int:
+    """How many decode steps (at most ``limit``) the blocks at hand allow, those of idle cache entries too if ``evict``."""
+    room = row[R_FREE] + row[R_TAKEN]
+    if evict:
+        room += row[R_EVICTABLE]
     block = row[R_BLOCK] * row[R_UNIT]
     if row[R_BATCH] * ((limit * row[R_GAIN] + block - 1) // block) <= room:
         return limit

@@ -10,9 +10,15 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from trivet.cloud.serving._loop_jit import jit, seldom
-
 from trivet.cloud.serving._loop_state import (
-    G_HASH_BLOCK, R_EVICTABLE, R_FREE, S_GEN, S_HASH, S_HASHES, S_IN, S_NREF,
+    G_HASH_BLOCK,
+    R_EVICTABLE,
+    R_FREE,
+    S_GEN,
+    S_HASH,
+    S_HASHES,
+    S_IN,
+    S_NREF,
 )  # fmt: skip
 
 E_KEY, E_REF, E_TIER, E_PREV, E_NEXT, E_OWNER = range(6)

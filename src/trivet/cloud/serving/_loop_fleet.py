@@ -1,4 +1,3 @@
-# ruff: noqa: F403, F405  (column names are constants of one module)
 """The clock of the fleet: arrivals, pending events, faults and scaling, and the steps of every replica, in order.
 
 At one instant the order is: faults, scaling, pending events, arrivals, then replicas by number. So a scheduler that
@@ -9,121 +8,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from trivet.cloud.serving._loop_jit import jit, seldom
-
-from trivet.cloud.serving._loop_cache import E_TIER, HBM, cache_clear, find
-from trivet.cloud.serving._loop_queue import (
-    SLOT_MASK, pending_pop, pending_push, run_remove, set_event, tree_update, wait_pop, wait_push,
-)  # fmt: skip
-from trivet.cloud.serving._loop_replica import bucket_of, commit, free_slot, record, release_held, schedule, take_slot
 from trivet.cloud.serving._loop_blocks import release
+from trivet.cloud.serving._loop_cache import cache_clear
+from trivet.cloud.serving._loop_jit import jit, seldom
+from trivet.cloud.serving._loop_queue import pending_pop, pending_push, run_remove, set_event, wait_pop, wait_push
+from trivet.cloud.serving._loop_replica import bucket_of, commit, free_slot, record, release_held, schedule, take_slot
+from trivet.cloud.serving._loop_route import choose, update_load
 from trivet.cloud.serving._loop_state import *
 from trivet.cloud.serving._loop_time import steps_ps, steps_until
-
-
-@jit
-def load_of(state: Any, row: Any) -> int:
-    """What routers compare; it changes only at events that a step-by-step loop has too."""
-    router = state.run[G_ROUTER]
-    if router == KV_LOAD:
-        return row[R_LOAD_TOKENS]
-    if router == PREFIX_AWARE:
-        return row[R_BACKLOG] + row[R_LOAD_TOKENS]
-    if router == SLO_AWARE:
-        return row[R_BACKLOG] * row[R_PREFILL_PS] + row[R_OUTSTANDING]
-    return row[R_OUTSTANDING]
-
-
-@jit
-def update_load(state: Any, row: Any, replica: int) -> None:
-    leaves = state.run[G_LEAVES]
-    if leaves == 1 and state.run[G_POOLS] == 0:
-        state.load_key[0] = 0 if row[R_UP] == ON else INF
-        return
-    key = load_of(state, row) if row[R_UP] == ON else INF
-    if row[R_ROLE] == ROLE_DECODE:
-        if state.load2_key[replica] != key:
-            state.load2_key[replica] = key
-            tree_update(state.load2_tree, state.load2_key, leaves, replica)
-    elif state.load_key[replica] != key:
-        state.load_key[replica] = key
-        tree_update(state.load_tree, state.load_key, leaves, replica)
-
-
-@seldom
-def random_below(state: Any, n: int) -> int:
-    """xorshift64: the same draws on every machine."""
-    x = state.run[G_RANDOM]
-    x ^= (x << 13) & 0x7FFFFFFFFFFFFFFF
-    x ^= x >> 7
-    x ^= (x << 17) & 0x7FFFFFFFFFFFFFFF
-    state.run[G_RANDOM] = x
-    return int((x >> 11) % n)
-
-
-@seldom
-def cached_blocks(state: Any, cache: Any, replica: int, slot: int) -> int:
-    s = state.slots[slot]
-    count = 0
-    while count < s[S_HASHES] and find(cache, replica, cache.hash_ids[s[S_HASH] + count]) >= 0:
-        count += 1
-    return count
-
-
-@seldom
-def choose_by_prefix(state: Any, cache: Any, slot: int, least: int) -> int:
-    """The replica that computed the deepest known block of the prompt, or the least loaded one, whichever has less
-    prompt left to compute and context to hold."""
-    s = state.slots[slot]
-    best = -1
-    for i in range(s[S_HASHES]):
-        owner = cache.owner[cache.hash_ids[s[S_HASH] + i]]
-        if owner < 0:
-            break
-        best = owner
-    if best < 0 or best == least or state.load_key[best] >= INF:
-        return least
-    block = state.run[G_HASH_BLOCK]
-    saved = cached_blocks(state, cache, best, slot) * block
-    saved_least = cached_blocks(state, cache, least, slot) * block
-    return best if state.load_key[best] - saved <= state.load_key[least] - saved_least else least
-
-
-@jit
-def choose(state: Any, cache: Any, slot: int) -> int:
-    """The replica that takes the request; -1 when none is up."""
-    run = state.run
-    second = state.slots[slot, S_FLAG] == PREFILLED and run[G_POOLS] > 0
-    key = state.load2_key if second else state.load_key
-    tree = state.load2_tree if second else state.load_tree
-    least = tree[1] if run[G_LEAVES] > 1 else 0
-    if key[least] >= INF:
-        return -1
-    replicas = state.replicas.shape[0]
-    router = run[G_ROUTER]
-    if replicas == 1:
-        return least
-    if router == ROUND_ROBIN:
-        column = G_TURN2 if second else G_TURN
-        for _ in range(replicas):
-            at = run[column]
-            run[column] = at + 1 if at + 1 < replicas else 0
-            if key[at] < INF:
-                return at
-    elif router == POWER_OF_TWO:
-        picked = -1
-        for _ in range(64):
-            at = random_below(state, replicas)
-            if key[at] >= INF:
-                continue
-            if picked < 0:
-                picked = at
-            else:
-                return at if key[at] < key[picked] else picked
-        return picked if picked >= 0 else least
-    elif router == PREFIX_AWARE and cache is not None and not second:
-        return choose_by_prefix(state, cache, slot, least)
-    return least
 
 
 @jit
@@ -157,7 +49,7 @@ def hope(state: Any, faults: Any) -> bool:
     """Whether a replica may still come up."""
     if state.run[G_FAULT] < faults.shape[0] or state.run[G_SCALE_EVERY] > 0:
         return True
-    for i in range(state.run[G_PENDING]):
+    for i in range(state.run[G_PENDING]):  # noqa: SIM110  (no generators in compiled code)
         if state.pending[i, 1] == P_UP:
             return True
     return False
@@ -357,7 +249,6 @@ def handle_pending(state: Any, arrivals: Any, cache: Any, faults: Any) -> None:
             bounce(state, subject, time)
         else:
             state.slots[subject, S_FLAG] = LOADED
-            state.slots[subject, S_PRIO] = 0  # it holds blocks already: behind one that waits for blocks it would block
             replica = state.slots[subject, S_REP]
             enqueue(state, state.replicas[replica], replica, subject, time, True)
     elif state.replicas[subject, R_UP] == STARTING:

@@ -5,10 +5,23 @@ from __future__ import annotations
 from typing import Any
 
 from trivet.cloud.serving._loop_jit import jit, seldom
-
 from trivet.cloud.serving._loop_state import (
-    G_LEAVES, G_PENDING, G_PRIORITIES, G_SERIAL, PRIORITIES, R_HEAP, R_RUN_HEAD, R_RUN_TAIL, R_RUNNING, R_WAIT_HEAD, R_WAITING,
-    S_NEXT, S_PREV, S_PRIO,
+    G_LEAVES,
+    G_PENDING,
+    G_PRIORITIES,
+    G_SERIAL,
+    LEVELS,
+    LOADED,
+    R_HEAP,
+    R_RUN_HEAD,
+    R_RUN_TAIL,
+    R_RUNNING,
+    R_WAIT_HEAD,
+    R_WAITING,
+    S_NEXT,
+    S_PREV,
+    S_FLAG,
+    S_PRIO,
 )  # fmt: skip
 
 SLOT_BITS = 24
@@ -110,8 +123,8 @@ def run_remove(slots: Any, row: Any, slot: int) -> None:
 
 @seldom
 def refresh_head(state: Any, row: Any, replica: int) -> None:
-    """The head of the waiting queue is the head of the most urgent class that has one."""
-    for level in range(PRIORITIES):
+    """The head of the waiting queue is the head of the first queue that has one."""
+    for level in range(LEVELS):
         if state.waiting[replica, level, 0] >= 0:
             row[R_WAIT_HEAD] = state.waiting[replica, level, 0]
             return
@@ -119,9 +132,14 @@ def refresh_head(state: Any, row: Any, replica: int) -> None:
 
 
 @jit
+def level_of(s: Any) -> int:
+    """Requests whose blocks are loaded go first: behind one that waits for blocks they would hold on to theirs."""
+    return 0 if s[S_FLAG] == LOADED else s[S_PRIO] + 1
+
+
+@jit
 def wait_push(state: Any, row: Any, replica: int, slot: int, front: bool) -> None:
-    level = state.slots[slot, S_PRIO]
-    queue = state.waiting[replica, level]
+    queue = state.waiting[replica, level_of(state.slots[slot])]
     row[R_WAITING] += 1
     if queue[0] < 0:
         queue[0] = slot
@@ -144,7 +162,7 @@ def wait_push(state: Any, row: Any, replica: int, slot: int, front: bool) -> Non
 def wait_pop(state: Any, row: Any, replica: int) -> int:
     """Take the head of the waiting queue."""
     slot = row[R_WAIT_HEAD]
-    queue = state.waiting[replica, state.slots[slot, S_PRIO]]
+    queue = state.waiting[replica, level_of(state.slots[slot])]
     queue[0] = state.slots[slot, S_NEXT]
     row[R_WAITING] -= 1
     if state.run[G_PRIORITIES] > 1:

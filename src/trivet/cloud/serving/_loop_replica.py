@@ -1,4 +1,3 @@
-# ruff: noqa: F403, F405  (column names are constants of one module)
 """One replica in the hot loop: what the scheduler does at a step's end, and what the step then brings.
 
 ``schedule`` decides the next step (or the next run of equal decode steps), ``commit`` applies it once its time has
@@ -12,18 +11,20 @@ from typing import Any
 
 import numpy as np
 
+from trivet.cloud.serving._loop_admit import admit, chunk_of, start_decoding
+from trivet.cloud.serving._loop_blocks import decode_blocks, leave_ghost, release, steps_that_fit, take_blocks
 from trivet.cloud.serving._loop_jit import jit, seldom
-
-from trivet.cloud.serving._loop_blocks import (
-    decode_blocks, leave_ghost, reclaim_ghost, release, steps_that_fit, take_blocks,
-)  # fmt: skip
-from trivet.cloud.serving._loop_cache import cache_match, cache_take
 from trivet.cloud.serving._loop_queue import (
-    SLOT_BITS, SLOT_MASK, finish_pop, finish_remove, heap_push, pending_push, run_append, run_remove, wait_pop,
+    SLOT_BITS,
+    SLOT_MASK,
+    finish_pop,
+    finish_remove,
+    pending_push,
+    run_remove,
     wait_push,
-)  # fmt: skip
+)
 from trivet.cloud.serving._loop_state import *
-from trivet.cloud.serving._loop_time import mixed_step_ps, plan_decode_ps, prefill_attention_ps, steps_ps
+from trivet.cloud.serving._loop_time import mixed_step_ps, plan_decode_ps, steps_ps
 
 
 @seldom
@@ -86,22 +87,6 @@ def count_gap(state: Any, gap: int, times: int) -> None:
     bits = np.float64(max(gap, 1000000)).view(np.int64)
     index = (bits >> ITL_SHIFT) - ITL_OFFSET
     state.itl[min(index, ITL_BINS - 1)] += times
-
-
-@jit
-def start_decoding(state: Any, row: Any, replica: int, slot: int, context: int, remaining: int) -> None:
-    """A sequence whose prompt is done joins the decode batch."""
-    s = state.slots[slot]
-    block = row[R_BLOCK] * row[R_UNIT]
-    units = context * row[R_UNIT]
-    s[S_CTX], s[S_STEP0], s[S_DECODING] = context, row[R_STEP], 1
-    s[S_PHASE] = (units - row[R_ADVANCE]) % block
-    state.phases[replica, s[S_PHASE]] += 1
-    row[R_BATCH] += 1
-    row[R_CONTEXT] += units
-    finish = row[R_STEP] + (remaining * row[R_UNIT] + row[R_GAIN] - 1) // row[R_GAIN]
-    heap_push(state.heap[replica], row[R_HEAP], (finish << SLOT_BITS) | slot)
-    row[R_HEAP] += 1
 
 
 @jit
@@ -337,80 +322,6 @@ def make_room(state: Any, row: Any, replica: int, cache: Any, time: int) -> int:
 
 
 @jit
-def reserved_blocks(row: Any, slot_row: Any) -> int:
-    """Blocks that the engine plans for a request, prompt and its share of the output; 0 for engines that do not."""
-    if row[R_RESERVE] == 0 or row[R_ROLE] == ROLE_PREFILL:
-        return 0
-    tokens = slot_row[S_IN] + (row[R_RESERVE] * slot_row[S_OUT]) // 1024
-    return int((tokens + row[R_BLOCK] - 1) // row[R_BLOCK])
-
-
-@jit
-def admit_blocks(state: Any, row: Any, replica: int, cache: Any, slot: int, time: int) -> int:
-    """Give the head of the queue its blocks. -1: not enough; 0: admitted; > 0: admitted, loading until that time."""
-    s = state.slots[slot]
-    if s[S_FLAG] == LOADED:
-        return 0
-    tokens = s[S_IN] + s[S_GEN]
-    if s[S_FLAG] == PREFILLED:
-        tokens -= 1
-    total = (tokens + row[R_BLOCK] - 1) // row[R_BLOCK]
-    plan = reserved_blocks(row, s)
-    if plan > 0 and row[R_RESERVED] + plan > row[R_BLOCKS]:
-        return -1
-    keep = 0
-    ready = 0
-    if s[S_FLAG] == PREFILLED:
-        keep += 1 if row[R_MODE] == MODE_MIXED else decode_blocks(row, state.phases[replica], 1) + 1
-    if cache is None:
-        if total + keep > row[R_FREE]:
-            return -1
-        hits = 0
-        if s[S_FLAG] == FRESH:
-            hits = reclaim_ghost(state, row, replica, slot)
-        take_blocks(state, row, replica, cache, total - hits)
-        row[R_RESERVED] += plan
-        s[S_RESERVED] = plan
-        if s[S_FLAG] == FRESH:
-            s[S_CTX] = hits * row[R_BLOCK]
-            s[S_HIT] += s[S_CTX]
-        return 0
-    hits, hbm, idle, load, front, front_idle = cache_match(state, replica, cache, slot)
-    block = state.run[G_HASH_BLOCK]
-    if s[S_FLAG] == PREFILLED:
-        hits, load = front, 0
-        hbm, idle = front, front_idle
-    elif load > 0 and load + max(0, row[R_CHANNEL] - time) >= row[R_PREFILL_PS] * (hits - front) * block:
-        hits, hbm, idle, load = front, front, front_idle, 0
-    weight = cache.meta[2]
-    if total + keep - hbm * weight > row[R_FREE] + row[R_EVICTABLE] - idle * weight:
-        return -1
-    row[R_RESERVED] += plan
-    s[S_RESERVED] = plan
-    cost = cache_take(state, row, replica, cache, slot, hits)
-    take_blocks(state, row, replica, cache, cost + total - s[S_NREF] * weight)
-    if s[S_FLAG] == FRESH:
-        s[S_CTX] = hits * block
-        s[S_HIT] += s[S_CTX]
-        state.run[G_HIT_TOKENS] += s[S_CTX]
-        state.run[G_PROMPT_TOKENS] += s[S_IN]
-    if load > 0:
-        row[R_CHANNEL] = max(row[R_CHANNEL], time) + load
-        state.run[G_LOADED_TOKENS] += (hits - hbm) * block
-        ready = row[R_CHANNEL]
-    return ready
-
-
-@jit
-def chunk_of(state: Any, row: Any, tables: Any, slot: int, budget: int) -> Any:
-    """The next chunk of a prompt within ``budget`` tokens: (tokens, picoseconds of its attention)."""
-    s = state.slots[slot]
-    tokens = min(s[S_IN] + s[S_GEN] - s[S_CTX], budget)
-    s[S_CHUNK] = tokens
-    return tokens, prefill_attention_ps(tables, row[R_TABLE], tokens, s[S_CTX])
-
-
-@jit
 def schedule(state: Any, row: Any, replica: int, tables: Any, cache: Any, time: int) -> None:
     """Decide what runs from ``time`` on. Sets state, start, end; does not touch the event tree."""
     # With asynchronous scheduling the step that starts now was decided when the last one started.
@@ -443,7 +354,8 @@ def schedule(state: Any, row: Any, replica: int, tables: Any, cache: Any, time: 
     if prefill_first and tokens == 0:
         before = row[R_WAITING]
         extra += make_room(state, row, replica, cache, time)
-        blocked = blocked or row[R_WAITING] > before
+        preempted = row[R_WAITING] > before
+        blocked = blocked or preempted
     row[R_START] = time
     row[R_PREFILL_TOKENS] = tokens
     batch = row[R_BATCH]
@@ -453,71 +365,20 @@ def schedule(state: Any, row: Any, replica: int, tables: Any, cache: Any, time: 
             row[R_STALL], batch = 1, 0
         context = 0 if prefill_first else row[R_CONTEXT]
         total = tokens + batch * row[R_DECODE_TOKENS]
-        row[R_END] = time + extra + mixed_step_ps(
-            tables, row[R_TABLE], batch, context, total, chunks, attention
-        )
+        row[R_END] = time + extra + mixed_step_ps(tables, row[R_TABLE], batch, context, total, chunks, attention)
     elif batch > 0:
         limit = (state.heap[replica, 0] >> SLOT_BITS) - row[R_STEP]
         limit = min(limit, plan_decode_ps(tables, row))
         if extra > 0 or row[R_HELD_RUNS] > 0 or (blocked and row[R_WAITING] > 0):
             limit = 1
-        steps = steps_that_fit(row, state.phases[replica], limit)
+        steps = steps_that_fit(row, state.phases[replica], limit, state.run[G_WATCHED] == 0)
         row[R_STATE], row[R_STEPS] = (MIXED if extra > 0 else DECODE), steps
         row[R_END] = time + steps_ps(row, steps) + extra
     else:
         row[R_STATE], row[R_STEPS], row[R_END] = IDLE, 0, INF
+        again = preempted and row[R_WAITING] > 0
         if row[R_HELD_RUNS] > 0:
             release_held(state, row, replica, cache)
-            if row[R_WAITING] > 0:  # nothing runs, so nothing holds it back
-                row[R_STATE], row[R_END] = WAKE, time
-
-
-@jit
-def admit(
-    state: Any, row: Any, replica: int, tables: Any, cache: Any, time: int, cutoff: int, budget: int, tokens: int,
-    chunks: int, attention: int,
-) -> Any:  # fmt: skip
-    """Take waiting requests while budget, seats and blocks last.
-
-    Returns (head must be looked at again after one step, tokens, chunks, attention time, swap time).
-    """
-    swap = 0
-    while row[R_WAITING] > 0 and budget > 0 and row[R_RUNNING] < row[R_MAX_SEQS]:
-        slot = row[R_WAIT_HEAD]
-        s = state.slots[slot]
-        if s[S_READY] > cutoff:
-            return True, tokens, chunks, attention, swap
-        ready = admit_blocks(state, row, replica, cache, slot, time)
-        if ready < 0:
-            return False, tokens, chunks, attention, swap
-        wait_pop(state, row, replica)
-        if s[S_SCHED] < 0:
-            s[S_SCHED] = time
-        if ready > 0:
-            pending_push(state, ready, P_READY, slot)
-            continue
-        run_append(state.slots, row, slot)
-        if s[S_FLAG] == PREFILLED:
-            s[S_FLAG] = FRESH
-            if row[R_SWAP] > 0 and s[S_PREEMPT] > 0:
-                swap += row[R_SWAP] * ((s[S_CTX] + row[R_BLOCK] - 1) // row[R_BLOCK])
-            row[R_BACKLOG] -= s[S_IN] + s[S_GEN]
-            s[S_GEN] -= 1
-            start_decoding(state, row, replica, slot, s[S_IN] + s[S_GEN], s[S_OUT] - s[S_GEN] - 1)
-            if row[R_MODE] == MODE_MIXED:
-                new = decode_blocks(row, state.phases[replica], 1) - row[R_TAKEN]
-                row[R_TAKEN] += new
-                if new > 0:
-                    take_blocks(state, row, replica, cache, new)
-            budget -= row[R_DECODE_TOKENS] if row[R_MODE] == MODE_MIXED else 0
-            continue
-        s[S_FLAG] = FRESH
-        row[R_BACKLOG] -= s[S_CTX]
-        if row[R_NEW_HEAD] < 0:
-            row[R_NEW_HEAD] = slot
-        taken, more = chunk_of(state, row, tables, slot, budget)
-        tokens += taken
-        attention += more
-        budget -= taken
-        chunks += 1
-    return False, tokens, chunks, attention, swap
+            again = row[R_WAITING] > 0
+        if again:  # nothing runs any more: what was preempted or held back may run now
+            row[R_STATE], row[R_END] = WAKE, time

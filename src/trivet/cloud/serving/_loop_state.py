@@ -51,8 +51,8 @@ MODE_MIXED, MODE_PREFILL_FIRST = 0, 1
     G_RETRY_DELAY, G_MAX_QUEUE, G_LEAVES, G_TRANSFER_BASE, G_TRANSFER_TOKEN, G_POOLS, G_SCALE_EVERY, G_SCALE_TARGET,
     G_SCALE_MIN, G_SCALE_MAX, G_COLD_START, G_SCALE_NEXT, G_ACTIVE, G_PRIORITIES, G_HIT_TOKENS, G_PROMPT_TOKENS,
     G_STARTING, G_TRANSFERS, G_LOADED_TOKENS, G_SLO_TTFT, G_HASH_BLOCK,
-    G_TURN2, G_SERIAL,
-) = range(43)  # fmt: skip
+    G_TURN2, G_SERIAL, G_WATCHED,
+) = range(44)  # fmt: skip
 RUN_COLUMNS = 48
 
 # --- one row a finished request --------------------------------------------------------------------------------
@@ -88,6 +88,7 @@ def itl_edges_s() -> NDArray[np.float64]:
 
 
 PRIORITIES = 4
+LEVELS = PRIORITIES + 1  # queues of a replica: first the requests that hold blocks already
 
 
 class State(NamedTuple):
@@ -111,7 +112,7 @@ class State(NamedTuple):
     itl: Array  # [ITL_BINS] inter-token gaps, log bins from 1 us
     end: Array  # [requests] end of each request where sessions need it, else [0]
     child: Array  # [requests, 2] first waiting follower, next sibling
-    waiting: Array  # [R, PRIORITIES, 2] head and tail of the queue of each priority class
+    waiting: Array  # [R, LEVELS, 2] head and tail of each queue
 
 
 class Arrivals(NamedTuple):
@@ -165,5 +166,5 @@ def new_state(replicas: int, max_seqs: int, block_units: int, *, slots: int, out
         itl=np.zeros(ITL_BINS, np.int64),
         end=np.full(sessions, -1, np.int64),
         child=np.full((sessions, 2), -1, np.int64),
-        waiting=np.full((replicas, PRIORITIES, 2), -1, np.int64),
+        waiting=np.full((replicas, LEVELS, 2), -1, np.int64),
     )

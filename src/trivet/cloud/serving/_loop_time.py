@@ -6,9 +6,14 @@ import math
 from typing import Any, NamedTuple
 
 from trivet.cloud.serving._loop_jit import jit, seldom
-
 from trivet.cloud.serving._loop_state import (
-    R_BATCH, R_CONTEXT, R_D0, R_DS, R_GAIN, R_START, R_TABLE,
+    R_BATCH,
+    R_CONTEXT,
+    R_D0,
+    R_DS,
+    R_GAIN,
+    R_START,
+    R_TABLE,
 )  # fmt: skip
 
 

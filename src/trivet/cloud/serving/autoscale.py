@@ -30,7 +30,9 @@ class Autoscale:
         if not self.cold_start_s >= 0:
             raise TrivetError(f"{self.cold_start_s}", field="autoscale.cold_start_s", allowed="0 or more")
         if self.minimum < 0 or self.maximum < 0 or (self.maximum and self.maximum < self.minimum):
-            raise TrivetError(f"{self.minimum} to {self.maximum}", field="autoscale.minimum", allowed="0 <= minimum <= maximum")
+            raise TrivetError(
+                f"{self.minimum} to {self.maximum}", field="autoscale.minimum", allowed="0 <= minimum <= maximum"
+            )
 
 
 def cold_start_s(weight_bytes: float, bandwidth_bytes_per_s: float, start_s: float = 30.0) -> float:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -114,7 +113,9 @@ def _check(fleet: Fleet) -> None:
         if kind.count < 1:
             raise TrivetError(f"{kind.count} replicas", field="count", allowed="1 or more")
         if kind.kv_blocks < 1:
-            raise TrivetError(f"{kind.kv_blocks} KV blocks: the model leaves no memory", field="num_kv_blocks", allowed="1 or more")
+            raise TrivetError(
+                f"{kind.kv_blocks} KV blocks: the model leaves no memory", field="num_kv_blocks", allowed="1 or more"
+            )
         if kind.settings.max_num_seqs < 1 or kind.settings.max_num_batched_tokens < 1:
             raise TrivetError("must be positive", field="max_num_seqs, max_num_batched_tokens")
     if ("prefill" in roles) != ("decode" in roles) or ("both" in roles and len(roles) > 1):
@@ -166,7 +167,9 @@ class FleetRun:
         settings = [kind.settings for kind in fleet.kinds]
         max_seqs = [s.max_num_seqs for s in settings]
         units = [1 if tokens_per_step(s) == 1.0 else SPECULATIVE_UNITS for s in settings]
-        self.tables = compile_tables([kind.table for kind in fleet.kinds], max_seqs, [s.max_num_batched_tokens for s in settings], units)
+        self.tables = compile_tables(
+            [kind.table for kind in fleet.kinds], max_seqs, [s.max_num_batched_tokens for s in settings], units
+        )
         block = max(s.block_size * u for s, u in zip(settings, units, strict=True))
         self.state = k.new_state(fleet.replicas, max(max_seqs), block, slots=0, out=4096, sessions=sessions)
         _rows(fleet, self.state.replicas)
@@ -176,7 +179,9 @@ class FleetRun:
         self._set_run()
         self.sent = 0
         for replica in range(fleet.replicas):
-            pool = self.state.load2_key if self.state.replicas[replica, k.R_ROLE] == k.ROLE_DECODE else self.state.load_key
+            pool = (
+                self.state.load2_key if self.state.replicas[replica, k.R_ROLE] == k.ROLE_DECODE else self.state.load_key
+            )
             pool[replica] = 0 if self.state.replicas[replica, k.R_UP] == k.ON else k.INF
         for key, tree in ((self.state.load_key, self.state.load_tree), (self.state.load2_key, self.state.load2_tree)):
             _rebuild(tree, key)
@@ -206,6 +211,9 @@ class FleetRun:
         run[k.G_TRANSFER_BASE] = round(fleet.transfer.base_s * k.PS)
         run[k.G_TRANSFER_TOKEN] = round(fleet.transfer.per_token_s * k.PS)
         run[k.G_PRIORITIES] = 1
+        # Where others look into a replica's cache, a block must leave it at its own step, not at the end of many.
+        shared = any(tier.name == "remote" for kind in fleet.kinds for tier in kind.tiers)
+        run[k.G_WATCHED] = int(fleet.replicas > 1 and (shared or run[k.G_ROUTER] == k.PREFIX_AWARE))
         run[k.G_ACTIVE] = fleet.replicas
         scale = fleet.autoscale
         if scale is not None:
@@ -227,7 +235,9 @@ class FleetRun:
         self.state.run[k.G_SLOT_FREE] = old
         self.state.run[k.G_FREE_SLOTS] += capacity - old
         if capacity > 1 << 24:
-            raise TrivetError(f"more than {1 << 24} requests in flight: the fleet cannot keep up with the traffic", field="traffic")
+            raise TrivetError(
+                f"more than {1 << 24} requests in flight: the fleet cannot keep up with the traffic", field="traffic"
+            )
         room = capacity + self.state.end.size + self.state.replicas.shape[0] + 64
         pending = np.zeros((room, 4), np.int64)
         size = self.state.run[k.G_PENDING]
@@ -238,7 +248,8 @@ class FleetRun:
         none32, none64 = np.zeros(0, np.int32), np.zeros(0, np.int64)
         cached = self.cache is not None and traffic.hash_offsets is not None
         priority = priority_classes(traffic.priority)
-        self.state.run[k.G_PRIORITIES] = PRIORITY_CLASSES if priority.size else max(int(self.state.run[k.G_PRIORITIES]), 1)
+        if priority.size or any(kind.tiers for kind in self.fleet.kinds):
+            self.state.run[k.G_PRIORITIES] = k.LEVELS
         self.state.run[k.G_MAX_CONCURRENCY] = traffic.max_concurrency
         return k.Arrivals(
             time=_picoseconds(traffic.arrival_s),
@@ -309,7 +320,11 @@ class FleetRun:
             self._run(arrivals._replace(time=arrivals.time[:number]), True, time - 1, parts)
             chosen = int(python(number, time / k.PS, view(self.state.replicas)))
             if not -1 <= chosen < self.fleet.replicas:
-                raise TrivetError(f"chose replica {chosen}", field=f"router {self.fleet.router}", allowed=f"0 to {self.fleet.replicas - 1}")
+                raise TrivetError(
+                    f"chose replica {chosen}",
+                    field=f"router {self.fleet.router}",
+                    allowed=f"0 to {self.fleet.replicas - 1}",
+                )
             target[number] = chosen
         return arrivals
 
@@ -379,7 +394,9 @@ def result_of(run: FleetRun, finished: Finished) -> ServingResult:
     nobody else.
     """
     order = np.empty(finished.rows.shape[0], np.int64)
-    order[finished.rows[:, k.O_ID] - (finished.rows[:, k.O_ID].min() if finished.rows.size else 0)] = np.arange(order.size)
+    order[finished.rows[:, k.O_ID] - (finished.rows[:, k.O_ID].min() if finished.rows.size else 0)] = np.arange(
+        order.size
+    )
     rows = Finished(finished.rows[order])
     ints = rows.rows
     state = run.state

@@ -89,7 +89,9 @@ def new_cache(
     while table < 2 * entries:
         table *= 2
     if replicas + 1 >= 1 << (63 - c.HASH_BITS):
-        raise TrivetError(f"{replicas} replicas", field="replicas", allowed=f"below {1 << (63 - c.HASH_BITS)} with a prefix cache")
+        raise TrivetError(
+            f"{replicas} replicas", field="replicas", allowed=f"below {1 << (63 - c.HASH_BITS)} with a prefix cache"
+        )
     return c.Cache(
         key=np.full(table, -1, np.int64),
         value=np.zeros(table, np.int64),

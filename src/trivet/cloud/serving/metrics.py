@@ -36,7 +36,11 @@ def spread(values: Floats) -> dict[str, float | None]:
     if not good.size:
         return {"mean": None, **{f"p{p}": None for p in PERCENTILES}, "max": None}
     marks = np.percentile(good, PERCENTILES)
-    return {"mean": float(good.mean()), **{f"p{p}": float(v) for p, v in zip(PERCENTILES, marks, strict=True)}, "max": float(good.max())}
+    return {
+        "mean": float(good.mean()),
+        **{f"p{p}": float(v) for p, v in zip(PERCENTILES, marks, strict=True)},
+        "max": float(good.max()),
+    }
 
 
 def spread_of_gaps(counts: NDArray[np.int64]) -> dict[str, float | None]:

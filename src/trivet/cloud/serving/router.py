@@ -62,5 +62,8 @@ def _plugins() -> dict[str, PythonRouter]:
 
 def view(replicas: NDArray[Any]) -> ReplicaLoad:
     return ReplicaLoad(
-        replicas[:, k.R_OUTSTANDING], replicas[:, k.R_BACKLOG], replicas[:, k.R_LOAD_TOKENS], replicas[:, k.R_UP] == k.ON
+        replicas[:, k.R_OUTSTANDING],
+        replicas[:, k.R_BACKLOG],
+        replicas[:, k.R_LOAD_TOKENS],
+        replicas[:, k.R_UP] == k.ON,
     )

@@ -115,7 +115,9 @@ def _compiled(table: StepTable, max_seqs: int, budget: int, unit: int) -> dict[s
     return _COMPILED[key][1]
 
 
-def compile_tables(tables: Sequence[StepTable], max_seqs: Sequence[int], budgets: Sequence[int], units: Sequence[int]) -> Tables:
+def compile_tables(
+    tables: Sequence[StepTable], max_seqs: Sequence[int], budgets: Sequence[int], units: Sequence[int]
+) -> Tables:
     """The loop's integer rows of several step tables.
 
     Args:
@@ -129,7 +131,9 @@ def compile_tables(tables: Sequence[StepTable], max_seqs: Sequence[int], budgets
     """
     for budget in budgets:
         if budget + max(max_seqs) > MAX_TOKENS_ROWS:
-            raise TrivetError(f"{budget} tokens a step", field="max_num_batched_tokens", allowed=f"up to {MAX_TOKENS_ROWS}")
+            raise TrivetError(
+                f"{budget} tokens a step", field="max_num_batched_tokens", allowed=f"up to {MAX_TOKENS_ROWS}"
+            )
     parts = [_compiled(*arguments) for arguments in zip(tables, max_seqs, budgets, units, strict=True)]
     batch = max(max_seqs) + 1
     out: dict[str, Any] = {}

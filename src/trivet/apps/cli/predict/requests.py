@@ -13,8 +13,12 @@ app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
 @app.command()
 def requests(
-    log: Annotated[Path, typer.Argument(metavar="REQUESTS.jsonl", help="request_id, input_toks, output_toks, arrival_time a line.")],
-    meta: Annotated[Path, typer.Option("--meta", metavar="META.json", help="The engine's settings; times in it are not used.")],
+    log: Annotated[
+        Path, typer.Argument(metavar="REQUESTS.jsonl", help="request_id, input_toks, output_toks, arrival_time a line.")
+    ],
+    meta: Annotated[
+        Path, typer.Option("--meta", metavar="META.json", help="The engine's settings; times in it are not used.")
+    ],
     chip: Annotated[str, typer.Option("--chip", help="The chip that served them.")],
     out: Annotated[Path, typer.Option("-o", "--out", metavar="OUT.csv", help="Where the predictions go.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print a summary for machines.")] = False,
@@ -30,7 +34,13 @@ def requests(
     with result_file(out) as place:
         place.write_text(loop.csv_text(read, result), encoding="utf-8")
     figures = loop.figures(read.traffic, result.first_token_s, result.last_token_s)
-    summary = {"requests": len(read.ids), "refused": int((result.status > 0).sum()), **figures, "notes": list(notes), "out": str(out)}
+    summary = {
+        "requests": len(read.ids),
+        "refused": int((result.status > 0).sum()),
+        **figures,
+        "notes": list(notes),
+        "out": str(out),
+    }
     if as_json:
         typer.echo(json.dumps(summary))
         return

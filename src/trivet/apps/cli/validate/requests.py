@@ -11,14 +11,22 @@ import typer
 from trivet.errors import TrivetError
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
-LIMITS = {"ttft_mean_s": 0.15, "ttft_p99_s": 0.15, "tpot_mean_s": 0.05, "latency_mean_s": 0.05, "output_tokens_per_s": 0.05}
+LIMITS = {
+    "ttft_mean_s": 0.15,
+    "ttft_p99_s": 0.15,
+    "tpot_mean_s": 0.05,
+    "latency_mean_s": 0.05,
+    "output_tokens_per_s": 0.05,
+}
 
 
 @app.command()
 def requests(
     logs: Annotated[list[Path], typer.Argument(metavar="REQUESTS.jsonl...", help="Logs with measured times.")],
     chip: Annotated[list[str], typer.Option("--chip", help="The chip of each log, in the same order.")],
-    meta: Annotated[list[Path], typer.Option("--meta", help="Each log's settings; default: the log's name with .meta.json.")] = [],  # noqa: B006
+    meta: Annotated[
+        list[Path], typer.Option("--meta", help="Each log's settings; default: the log's name with .meta.json.")
+    ] = [],  # noqa: B006
     out: Annotated[Path | None, typer.Option("-o", "--out", help="Folder for summary.json.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print summary.json instead of tables.")] = False,
 ) -> None:
@@ -34,8 +42,13 @@ def requests(
         read = loop.read_log(path)
         place = meta[number] if meta else path.with_name(path.name.removesuffix(".jsonl") + ".meta.json")
         result, notes = loop.predict(read, loop.read_meta(place), name)
-        rows = [{**row, "limit": LIMITS[row["figure"]], "within": abs(row["error"]) <= LIMITS[row["figure"]]} for row in loop.compare(read, result)]
-        answers.append({"log": path.name, "chip": name, "requests": len(read.ids), "figures": rows, "notes": list(notes)})
+        rows = [
+            {**row, "limit": LIMITS[row["figure"]], "within": abs(row["error"]) <= LIMITS[row["figure"]]}
+            for row in loop.compare(read, result)
+        ]
+        answers.append(
+            {"log": path.name, "chip": name, "requests": len(read.ids), "figures": rows, "notes": list(notes)}
+        )
     content = json.dumps({"logs": answers}, indent=1, allow_nan=False) + "\n"
     if out is not None:
         from trivet.interop.results import result_folder
