@@ -17,13 +17,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trivet.cloud.deployment import ENGINES
-from trivet.cloud.engine import EngineProfile, profile
+from trivet.cloud.engine import EngineProfile
 from trivet.cloud.engine.profiles import from_mapping, stored
 from trivet.errors import TrivetError
-from trivet.loop.calibrate_engine import Measured, fit_engine
-from trivet.loop.calibrate_residual import fit_scales, folds, left_out, ship, spread_of
+from trivet.loop.calibrate_engine import EngineFit, Measured, fit_engine
+from trivet.loop.calibrate_residual import fit_scales, folds, ship, shrink_of, spread_of
 from trivet.loop.serving_features import Features, features
 from trivet.loop.serving_model import Compiler, steady
+from trivet.loop.serving_residual import fit_process
 from trivet.loop.serving_rows import Case, read_csv, understand
 
 Floats = NDArray[np.float64]
@@ -60,14 +61,23 @@ def measured_rows(path: Path) -> list[Measured]:
     return out
 
 
-def fit_engines(rows: Sequence[Measured], compiler: Compiler, evaluations: int = 25) -> dict[str, Any]:
-    """Constants of every engine that has rows; the others keep what is shipped."""
+def fit_engines(rows: Sequence[Measured], compiler: Compiler, evaluations: int = 12) -> dict[str, EngineFit]:
+    """The fit of every engine that has rows, from the shipped constants."""
     raw = stored()
+    out = {}
     for engine in ENGINES:
         own = [row for row in rows if row.case.group["engine"] == engine]
         if own:
-            raw = {**raw, engine: fit_engine(own, profile(engine), raw[engine], compiler, evaluations)}
-    return raw
+            out[engine] = fit_engine(own, engine, raw[engine], compiler, evaluations)
+    return out
+
+
+def refitted(fits: Mapping[str, EngineFit], rows: Sequence[Measured], gone: NDArray[np.bool_]) -> dict[str, EngineProfile]:
+    """Profiles as if the rows ``gone`` had not been there."""
+    engines = np.array([row.case.group["engine"] for row in rows])
+    return profiles_of({
+        e: fit.without(gone[engines == e]) if gone[engines == e].any() else fit.raw for e, fit in fits.items()
+    })  # fmt: skip
 
 
 def profiles_of(engines: Mapping[str, Any]) -> dict[str, EngineProfile]:
@@ -84,25 +94,55 @@ def residuals(rows: Sequence[Measured], compiler: Compiler) -> tuple[Features, d
     }
 
 
-def calibrate(path: Path, report: Callable[[str, int, int], None] | None = None, evaluations: int = 25) -> Calibration:
+def left_out_errors(
+    rows: Sequence[Measured], fits: Mapping[str, EngineFit], compiler: Compiler, scales: Mapping[str, tuple[Floats, Floats]],
+    masks: Sequence[NDArray[np.bool_]],
+) -> dict[str, tuple[Floats, Floats, Floats]]:  # fmt: skip
+    """For TPOT and TTFT (target, mean, deviation) of each row that some fold leaves out, constants and process refitted
+    without it, the scales kept; folds one after another."""
+    out: dict[str, list[tuple[Floats, Floats, Floats]]] = {name: [] for name in scales}
+    for mask in masks:
+        found, targets = residuals(rows, Compiler(refitted(fits, rows, mask), compiler.parts, compiler.rooms))
+        for name, (logs, noise) in scales.items():
+            process = fit_process(found.rows(~mask), targets[name][~mask], logs, noise[~mask])
+            mean, deviation = process.predict(found.rows(mask))
+            out[name].append((targets[name][mask], mean, deviation))
+    return {name: tuple(np.concatenate([fold[i] for fold in found]) for i in range(3)) for name, found in out.items()}  # type: ignore[misc]
+
+
+def masks_of(rows: Sequence[Measured], by: str) -> list[NDArray[np.bool_]]:
+    """Rows that each fold leaves out: by "model" (checkpoints of one shape together), "family", "chip"."""
+    values = np.array([shape(row) if by == "model" else row.case.group[by] for row in rows])
+    return [mask for value in sorted(set(values.tolist())) if not (mask := values == value).all()]
+
+
+def shape(row: Measured) -> str:
+    """Checkpoints of one architecture share it."""
+    a = row.case.pools[-1].deployment.architecture
+    return f"{a.model_type} {a.hidden} {a.num_layers}"
+
+
+def calibrate(path: Path, report: Callable[[str, int, int], None] | None = None, evaluations: int = 12) -> Calibration:
     """Fit everything to the measurements at ``path`` (columns of ``serving_measured.csv``)."""
     tell = report or (lambda what, done, total: None)
     rows = measured_rows(path)
     compiler = Compiler()
-    tell("engines", 0, 4)
-    engines = fit_engines(rows, compiler, evaluations)
-    found, targets = residuals(rows, Compiler(profiles_of(engines), compiler.parts))
-    fitted = {}
+    tell("engines", 0, 5)
+    fits = fit_engines(rows, compiler, evaluations)
+    engines = {**stored(), **{e: fit.raw for e, fit in fits.items()}}
+    found, targets = residuals(rows, Compiler(profiles_of(engines), compiler.parts, compiler.rooms))
+    scales = {}
     for step, (name, target) in enumerate(targets.items()):
-        tell(f"residual of {name}", 1 + step, 4)
-        logs, noise = fit_scales(found, target)
-        spreads = []
-        for kinds in (("quarter",), LEFT_OUT):
-            errors = []
-            for by in kinds:
-                mean, deviation = left_out(found, target, logs, noise, list(folds(found, by)))
-                errors.append(spread_of(target, mean, deviation))
-            spreads.append(float(np.mean(errors)))
-        fitted[name] = (logs, noise, (spreads[0], spreads[1]))
-    tell("done", 4, 4)
+        tell(f"residual of {name}", 1 + step, 5)
+        scales[name] = fit_scales(found, target)
+    tell("intervals", 3, 5)
+    quarters = left_out_errors(rows, fits, compiler, scales, list(folds(found, "quarter")))
+    others = left_out_errors(rows, fits, compiler, scales, [m for by in LEFT_OUT for m in masks_of(rows, by)])
+    fitted = {}
+    for name, (logs, noise) in scales.items():
+        target, mean, deviation = others[name]
+        shrink = shrink_of(target, mean)
+        spread = (spread_of(*quarters[name]), spread_of(target, shrink * mean, deviation))
+        fitted[name] = (logs, noise, spread, shrink)
+    tell("done", 5, 5)
     return Calibration(engines, ship(found, targets, fitted))

@@ -8,12 +8,11 @@ from __future__ import annotations
 import csv
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 
 from trivet.chip import catalogue as chips
-from trivet.chip.spec import Chip
 from trivet.cloud.deployment import ENGINES, Deployment, EngineSettings
 from trivet.errors import DoesNotFit, TrivetError
 from trivet.loop.serving_precision import resolve_precision
@@ -94,24 +93,33 @@ def understand(row: Mapping[str, str], number: int = 0) -> Case | Unread:
 
 
 def _case(name: str, row: Mapping[str, str]) -> Case:
-    notes: list[str] = []
-    chip = chips.chip(_needed(row, "chip"))
-    architecture = architecture_of(_needed(row, "model"))
-    engine = _engine(row.get("engine", ""), notes)
+    texts = [row.get(column, "") for column in ("engine", "engine_version", "weights", "moe_weights")]
+    base, precision, known = _base(_needed(row, "chip"), _needed(row, "model"), *texts)
+    notes = list(known)
     mode = (row.get("mode") or ("disagg" if row.get("prefill_tp") else "agg")).lower()
     if mode not in MODES:
         raise TrivetError(f"{mode!r} is no mode", field="mode", allowed=MODES)
     isl, osl = _count(row, "isl", needed=True), _count(row, "osl", needed=True)
-    labels = resolve_precision(architecture, row["model"], chip, engine, row.get("weights", ""), row.get("moe_weights", ""), notes)
-    settings = EngineSettings(engine=engine, version=row.get("engine_version", ""), kv_dtype=labels.kv)
-    base = Deployment(labels.architecture, chip, Layout(), settings, expected_isl=isl)
+    base = replace(base, expected_isl=isl)
     pools = _aggregated(base, row, notes) if mode == "agg" else _disaggregated(base, row, notes)
     concurrency = _concurrency(row, pools, notes)
+    chip, settings = base.chip, base.settings
     group = {
-        "model": architecture.name, "chip": chip.name, "family": chip.family, "engine": engine, "mode": mode,
-        "version": settings.version, "precision": labels.name, "measured_on": row.get("measured_on", ""),
+        "model": base.architecture.name, "chip": chip.name, "family": chip.family, "engine": settings.engine, "mode": mode,
+        "version": settings.version, "precision": precision, "measured_on": row.get("measured_on", ""),
     }
     return Case(name, pools, isl, osl, concurrency, row.get("measured_on", ""), group, tuple(notes))
+
+
+@lru_cache(maxsize=2048)
+def _base(chip_name: str, model: str, engine_name: str, version: str, weights: str, moe_weights: str) -> tuple[Deployment, str, tuple[str, ...]]:
+    """What the names of a row stand for (no layout yet), the precision's name, and what was assumed."""
+    notes: list[str] = []
+    chip, architecture = chips.chip(chip_name), architecture_of(model)
+    engine = _engine(engine_name, notes)
+    labels = resolve_precision(architecture, model, chip, engine, weights, moe_weights, notes)
+    settings = EngineSettings(engine=engine, version=version, kv_dtype=labels.kv)
+    return Deployment(labels.architecture, chip, Layout(), settings), labels.name, tuple(notes)
 
 
 @lru_cache(maxsize=512)
@@ -147,7 +155,7 @@ def _disaggregated(base: Deployment, row: Mapping[str, str], notes: list[str]) -
 
 
 def _with(base: Deployment, layout: Layout) -> Deployment:
-    return Deployment(base.architecture, base.chip, layout, base.settings, base.server, base.expected_isl)
+    return replace(base, layout=layout)
 
 
 def _layout(base: Deployment, row: Mapping[str, str], role: str, notes: list[str]) -> Layout:

@@ -7,7 +7,7 @@ only the weights of the kinds, so a deployment is compiled once and re-weighted 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -28,18 +28,18 @@ TOKENS = np.array([8, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384], flo
 PAST = np.array([0, 2048, 8192, 32768, 131072], float)
 
 # Kinds of work that a calibration may weigh: busy time of each, and launches.
-KINDS = ("gemm", "head", "experts", "attention", "scan", "stream", "all_reduce", "exchange")
+KINDS = ("gemm", "head", "experts", "attention", "scan", "stream", "all_reduce", "exchange", "block_gemm")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Components:
-    """Seconds by kind [K, ...] without launch floors, and the floors of all kernels together."""
+    """Seconds by kind [K, ...] without launch floors, and the floors by kind."""
 
     decode: Floats  # [K, S]
-    decode_floor: Floats  # [2] compute kernels, collectives
+    decode_floor: Floats  # [K] launch floors of all kernels of a kind
     decode_attention: Floats  # [S, C]
     mixed: Floats  # [K, T]
-    mixed_floor: Floats  # [2]
+    mixed_floor: Floats  # [K]
     prefill_attention: Floats  # [T, P]
     kernels: float  # launches of one step
     layers: int
@@ -53,7 +53,7 @@ def kind_index(operator: Operator) -> int:
     if isinstance(operator, GroupedGemm):
         return 2
     if isinstance(operator, Gemm):
-        return 1 if operator.name == "lm_head" else 0
+        return 1 if operator.name == "lm_head" else 8 if operator.dtype == "fp8_block" else 0
     if isinstance(operator, Scan):
         return 4
     return 5 if isinstance(operator, Stream) else 3
@@ -82,28 +82,64 @@ class _Clock:
         return timing.time(operator, self.deployment.chip, self.library)
 
     def sums(self, found: tuple[Operator, ...], rows: int, columns: int) -> tuple[Floats, Floats, Floats, float, float]:
-        """(busy by kind [K, rows], floors [2], context part [rows, columns], launches, log sigma at the middle)."""
-        busy, floors = np.zeros((len(KINDS), rows)), np.zeros(2)
+        """(busy by kind [K, rows], floors by kind [K], context part [rows, columns], launches, log sigma at the middle)."""
+        busy, floors = np.zeros((len(KINDS), rows)), np.zeros(len(KINDS))
         surface = np.zeros((rows, columns))
         launches, total, variance = 0.0, 0.0, 0.0
-        for operator in found:
-            time = self.seconds(operator)
-            value = np.asarray(time.value_s, float) * operator.count
-            floor = float(np.min(np.asarray(time.floor_s, float))) * operator.count
-            floors[1 if isinstance(operator, Transfer) else 0] += floor
-            launches += operator.count
-            work = np.maximum(value - floor, 0.0)
-            kind = kind_index(operator)
-            if work.ndim == 2 and work.shape[1] > 1:
+        for kind, stack, counts in _stacked(found):
+            time = self.seconds(stack)
+            shape = (len(counts), rows, columns)
+            value = np.atleast_3d(np.asarray(time.value_s, float)) if len(counts) > 1 else np.asarray(time.value_s, float)
+            value = np.broadcast_to(value, shape) * counts[:, None, None]
+            floor = np.broadcast_to(np.asarray(time.floor_s, float), np.shape(time.value_s) or (1,))
+            least = np.broadcast_to(floor, shape).min(axis=(1, 2)) * counts
+            floors[kind] += least.sum()
+            launches += counts.sum()
+            work = np.maximum(value - least[:, None, None], 0.0).sum(axis=0)
+            if _by_context(stack):
                 surface += work
-            elif work.ndim == 2:
-                busy[kind] += work[:, 0]
             else:
-                busy[kind] += work
-            middle = float(value.mean())
+                busy[kind] += work[:, 0]
+            middle = float(value.sum(axis=0).mean())
             total += middle
             variance += (middle * float(np.mean(time.log_sigma))) ** 2
         return busy, floors, surface, launches, float(np.sqrt(variance)) / max(total, 1e-12)
+
+
+def _by_context(operator: Operator) -> bool:
+    """Whether the second axis of the grid (context, or cached tokens) enters the operator."""
+    for name in operator.__dataclass_fields__:
+        value = getattr(operator, name)
+        if isinstance(value, np.ndarray) and value.ndim >= 2 and value.shape[-1] > 1:
+            return True
+    return False
+
+
+def _stacked(found: tuple[Operator, ...]) -> list[tuple[int, Operator, Floats]]:
+    """Operators as (kind, operator, counts): products of one format and passes over memory whose shape does not depend on the
+    context are stacked along a leading axis, so that one call times them all."""
+    groups: dict[Any, list[Operator]] = {}
+    for number, operator in enumerate(found):
+        alike = isinstance(operator, Gemm | Stream) and not _by_context(operator)
+        key = (kind_index(operator), type(operator), operator.dtype) if alike else number
+        groups.setdefault(key, []).append(operator)
+    out: list[tuple[int, Operator, Floats]] = []
+    for members in groups.values():
+        first = members[0]
+        counts = np.array([operator.count for operator in members], float)
+        if len(members) > 1:
+            names = ("m", "n", "k", "batch") if isinstance(first, Gemm) else ("bytes", "flops")
+            dimensions = {name: _stack([getattr(operator, name) for operator in members]) for name in names}
+            first = replace(first, **dimensions)
+        out.append((kind_index(members[0]), first, counts))
+    return out
+
+
+def _stack(values: list[Any]) -> Floats:
+    """[operators, rows or 1, 1] of numbers and columns."""
+    columns = [np.asarray(value, float).reshape(-1, 1) for value in values]
+    rows = max(len(column) for column in columns)
+    return np.stack([np.broadcast_to(column, (rows, 1)) for column in columns])
 
 
 def compile_components(deployment: Deployment) -> Components:

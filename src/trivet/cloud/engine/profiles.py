@@ -25,9 +25,8 @@ class EngineProfile:
     overlap: bool  # the host prepares the next step while the device runs
     weights: dict[str, float]  # by kind of operator, decode steps
     prefill_weights: dict[str, float]  # by kind, steps with a prompt
-    floor_weight: float  # launch floors inside a captured graph
-    eager_floor_weight: float  # launch floors in steps with a prompt
-    collective_floor_weight: float
+    floors: dict[str, float]  # by kind, launch floors inside a captured graph
+    eager_floor_weight: float  # the same in steps with a prompt, over those in a graph
     graph_s: float  # fixed device time of a decode step
     layer_s: float  # per layer, of a decode step
     host_decode_s: float
@@ -69,6 +68,6 @@ def profile(engine: str, version: str = "") -> EngineProfile:
 def from_mapping(engine: str, raw: dict[str, Any]) -> EngineProfile:
     """A profile from its mapping; kinds that it leaves out weigh 1."""
     values = {f.name: raw[f.name] for f in fields(EngineProfile) if f.name in raw}
-    for name in ("weights", "prefill_weights"):
+    for name in ("weights", "prefill_weights", "floors"):
         values[name] = {kind: float(raw.get(name, {}).get(kind, 1.0)) for kind in KINDS}
     return EngineProfile(engine=engine, **values)

@@ -10,6 +10,7 @@ from trivet.cloud.engine.memory import room
 from trivet.cloud.engine.profiles import EngineProfile, profile
 
 _ATTENTION = KINDS.index("attention")
+_COLLECTIVE = np.array([kind in ("all_reduce", "exchange") for kind in KINDS])
 
 
 def step_table(deployment: Deployment) -> StepTable:
@@ -29,8 +30,8 @@ def assemble(parts: Components, constants: EngineProfile, blocks: int = 0, block
     """Weigh the components. Cheap: calibration calls it once a trial and deployment."""
     decode = np.array([constants.weights[kind] for kind in KINDS])
     prompt = np.array([constants.prefill_weights[kind] for kind in KINDS])
-    floors = np.array([constants.floor_weight, constants.collective_floor_weight])
-    eager = np.array([constants.eager_floor_weight, constants.collective_floor_weight])
+    floors = np.array([constants.floors[kind] for kind in KINDS])
+    eager = floors * np.where(_COLLECTIVE, 1.0, constants.eager_floor_weight)
     graph = decode @ parts.decode + floors @ parts.decode_floor + constants.graph_s + constants.layer_s * parts.layers
     mixed = prompt @ parts.mixed + eager @ parts.mixed_floor + constants.graph_s
     return StepTable(

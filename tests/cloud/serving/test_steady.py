@@ -1,0 +1,151 @@
+"""Steady state: laws that any queue obeys, and a plain step-by-step loop beside the compiled one."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from trivet.cloud.deployment import StepTable
+from trivet.cloud.serving.steady import Policy, Split, closed_loop, closed_loop_split, lengths, open_loop
+from trivet.errors import TrivetError
+
+KNOTS = np.array([1.0, 8, 64, 512, 8192, 65536])
+
+
+def table(step_s: float = 5e-3, token_s: float = 1e-5, context_s: float = 1e-9, overhead_s: float = 0.0) -> StepTable:
+    """A step of ``step_s`` + ``token_s`` a prompt token, + ``context_s`` a cached token of each decode sequence."""
+    context = np.array([1.0, 1000, 10000])
+    return StepTable(
+        KNOTS, step_s + token_s * KNOTS, KNOTS, step_s + 1e-5 * KNOTS, context, context_s * KNOTS[:, None] * context, KNOTS, KNOTS,
+        np.zeros((6, 6)), 0.0, 0.0, 0.0, True, first_token_overhead_s=overhead_s,
+    )  # fmt: skip
+
+
+def plain_loop(t: StepTable, isl: float, osl: float, clients: int, waves: int, budget: float) -> tuple[float, float]:
+    """Chunked prefill, one decode step at a time, in plain Python: mean TTFT and TPOT."""
+    count = max(32, clients * waves)
+    inputs, outputs = lengths(isl, count, 0.8, 0.6180339887498949), lengths(osl, count, 0.8, 0.7548776662466927)
+    now, issued = 0.0, min(clients, count)
+    waiting = [(i, 0.0, 0.0) for i in range(issued)]  # request, arrival, done so far
+    running: dict[int, list[float]] = {}  # request -> [tokens left, context, first token at]
+    ttft, tpot = np.zeros(count), np.zeros(count)
+    while waiting or running:
+        left, prompts, ended = budget - len(running), 0.0, []
+        while waiting and left > 0:
+            i, arrival, done = waiting[0]
+            size = min(inputs[i] - done, left)
+            prompts += size
+            left -= size
+            if done + size < inputs[i]:
+                waiting[0] = (i, arrival, done + size)
+                break
+            waiting.pop(0)
+            ended.append((i, arrival))
+        b = len(running)
+        mean = np.mean([c for _, c, _ in running.values()]) if b else 0.0
+        attention = float(np.interp(mean, t.context, [np.interp(b, t.sequences, t.decode_attention_s[:, k]) for k in range(3)])) if b else 0.0
+        step = float(np.interp(prompts + b, t.tokens, t.mixed_s)) if prompts else float(np.interp(b, t.sequences, t.graph_s))
+        now += step + attention
+        for i in list(running):
+            running[i][0] -= 1
+            running[i][1] += 1
+            if running[i][0] <= 0:
+                tpot[i] = (now - running.pop(i)[2]) / max(outputs[i] - 1, 1)
+                if issued < count:
+                    waiting.append((issued, now, 0.0))
+                    issued += 1
+        for i, arrival in ended:
+            ttft[i] = now - arrival
+            running[i] = [outputs[i] - 1, inputs[i] + 1, now]
+    return float(ttft.mean()), float(tpot.mean())
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.integers(1, 24), st.integers(40, 3000), st.integers(8, 120), st.sampled_from([512.0, 2048.0, 8192.0]))
+def test_compiled_equals_plain_loop(clients: int, isl: int, osl: int, budget: float) -> None:
+    t = table()
+    fast = closed_loop(t, isl, osl, clients, Policy(budget_tokens=budget), waves=4)
+    ttft, tpot = plain_loop(t, isl, osl, clients, 4, budget)
+    assert float(fast.ttft_s) == pytest.approx(ttft, rel=0.03)
+    assert float(fast.tpot_s) == pytest.approx(tpot, rel=0.01)
+
+
+def test_one_client_waits_for_nobody() -> None:
+    t = table(overhead_s=0.02)
+    found = closed_loop(t, 1000, 100, 1)
+    prompts = lengths(1000, 32, 0.8, 0.6180339887498949)
+    assert float(found.ttft_s) == pytest.approx(0.02 + np.mean(5e-3 + 1e-5 * prompts), rel=1e-6)
+    assert 5e-3 < float(found.tpot_s) < 5.1e-3
+
+
+@given(st.integers(1, 4), st.integers(1, 4000))
+@settings(max_examples=20, deadline=None)
+def test_more_clients_serve_more_and_wait_longer(least: int, isl: int) -> None:
+    loads = [least * 3**k for k in range(5)]
+    found = closed_loop(table(), isl, 256, loads)
+    assert np.all(np.diff(found.tpot_s) >= -1e-4 * found.tpot_s[:-1])
+    assert np.all(np.diff(found.output_tokens_per_s) > 0)
+
+
+def test_littles_law() -> None:
+    found = closed_loop(table(), 1024, 512, 64, waves=40)
+    life = float(found.ttft_s) + 0.9 * 512 * float(found.tpot_s)
+    assert float(found.requests_per_s) * life == pytest.approx(64, rel=0.05)
+
+
+def test_kv_limit_queues() -> None:
+    free = closed_loop(table(), 1000, 500, 64)
+    tight = closed_loop(table(), 1000, 500, 64, Policy(kv_tokens=16 * 1500.0))
+    assert float(tight.ttft_s) > 20 * float(free.ttft_s)
+    assert float(tight.tpot_s) < float(free.tpot_s)
+
+
+def test_prompts_first_spare_ttft_and_cost_tpot() -> None:
+    chunked = closed_loop(table(), 4000, 200, 32, Policy("chunked", 1024))
+    first = closed_loop(table(), 4000, 200, 32, Policy("prefill_first", 8192))
+    assert float(first.ttft_s) < float(chunked.ttft_s)
+
+
+def test_looking_seldom_delays_the_first_token() -> None:
+    often = closed_loop(table(), 500, 500, 16)
+    seldom = closed_loop(table(), 500, 500, 16, Policy(look_steps=30.0))
+    gap = (float(seldom.ttft_s) - float(often.ttft_s)) / float(seldom.tpot_s)
+    assert 8 < gap < 25
+
+
+def test_open_loop_meets_closed_loop_at_its_rate() -> None:
+    closed = closed_loop(table(), 512, 256, 32, waves=40)
+    opened = open_loop(table(), 0.9 * float(closed.requests_per_s), 512, 256)
+    assert float(opened.requests_per_s) == pytest.approx(0.9 * float(closed.requests_per_s), rel=0.1)
+    assert float(opened.tpot_s) == pytest.approx(float(closed.tpot_s), rel=0.2)
+
+
+def test_split_pools() -> None:
+    t = table()
+    one = closed_loop_split(t, t, 2000, 200, 8, Split(decode_slots=64))
+    more = closed_loop_split(t, t, 2000, 200, 8, Split(prefill_workers=4, decode_slots=64))
+    assert float(more.ttft_s) < float(one.ttft_s)
+    few = closed_loop_split(t, t, 2000, 200, 8, Split(decode_workers=4, decode_slots=2, routing="round_robin"))
+    even = closed_loop_split(t, t, 2000, 200, 8, Split(decode_workers=4, decode_slots=2))
+    assert float(few.ttft_s) > float(even.ttft_s)
+
+
+def test_long_runs_are_cut_without_bias() -> None:
+    t = table(overhead_s=0.01)
+    from trivet.cloud.serving import steady
+
+    cut = closed_loop(t, 256, 64, 900)
+    most, steady.MAX_REQUESTS = steady.MAX_REQUESTS, 10**6
+    try:
+        whole = closed_loop(t, 256, 64, 900)
+    finally:
+        steady.MAX_REQUESTS = most
+    assert float(cut.ttft_s) == pytest.approx(float(whole.ttft_s), rel=0.05)
+    assert float(cut.tpot_s) == pytest.approx(float(whole.tpot_s), rel=0.03)
+
+
+def test_refuses_no_clients() -> None:
+    with pytest.raises(TrivetError, match="at least 1"):
+        closed_loop(table(), 100, 100, 0)

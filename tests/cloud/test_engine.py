@@ -1,0 +1,108 @@
+"""Step tables: monotone, consistent with their parts, and what fits."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from trivet.chip.catalogue import chip
+from trivet.cloud.deployment import ENGINES, Deployment, EngineSettings
+from trivet.cloud.engine import assemble, compile_components, profile, room, schedule, step_table
+from trivet.cloud.engine.components import KINDS
+from trivet.errors import DoesNotFit, UnknownName
+from trivet.model.config import read
+from trivet.model.parallel import Layout
+
+
+def deployment(model: str = "Qwen/Qwen3-32B", part: str = "h100", tp: int = 4, engine: str = "vllm", **layout: int) -> Deployment:
+    return Deployment(read(model), chip(part), Layout(tp=tp, **layout), EngineSettings(engine=engine))
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_monotone_and_positive(engine: str) -> None:
+    t = step_table(deployment(engine=engine))
+    assert np.all(np.diff(t.graph_s) >= 0)
+    assert np.all(np.diff(t.mixed_s) >= 0)
+    for surface in (t.decode_attention_s, t.prefill_attention_s):
+        assert np.all(np.diff(surface, axis=0) >= 0)
+        assert np.all(np.diff(surface, axis=1) >= 0)
+    assert t.graph_s[0] > 0
+    assert t.mixed_s[0] > 0
+    assert t.kv_blocks > 0
+
+
+def test_no_faster_than_the_memory_bus() -> None:
+    """One sequence reads every weight once: 16.4 GB a chip at 3.35 TB/s."""
+    t = step_table(deployment())
+    assert t.graph_s[0] > 65.5e9 / 4 / 3.352e12
+
+
+def test_attention_grows_linearly_with_context() -> None:
+    t = step_table(deployment())
+    slopes = np.diff(t.decode_attention_s[-1]) / np.diff(t.context)
+    assert slopes[-1] == pytest.approx(slopes[-2], rel=0.15)
+
+
+def test_components_add_up() -> None:
+    d = deployment()
+    parts = compile_components(d)
+    constants = profile("vllm")
+    double = replace(constants, weights={k: 2 * v for k, v in constants.weights.items()})
+    one, two = assemble(parts, constants), assemble(parts, double)
+    fixed = sum(constants.floors[k] * parts.decode_floor[i] for i, k in enumerate(KINDS)) + constants.graph_s + constants.layer_s * 64
+    assert two.graph_s - fixed == pytest.approx(2 * (one.graph_s - fixed))
+    assert two.decode_attention_s == pytest.approx(2 * one.decode_attention_s)
+    assert two.mixed_s == pytest.approx(one.mixed_s)
+
+
+def test_more_chips_are_faster_and_leave_more_room() -> None:
+    two, eight = step_table(deployment(tp=2)), step_table(deployment(tp=8))
+    assert eight.graph_s[-1] < two.graph_s[-1]
+    assert eight.kv_blocks > 3 * two.kv_blocks
+
+
+def test_room_accounts_for_every_byte() -> None:
+    d = deployment(tp=2)
+    r = room(d, profile("vllm"))
+    used = r.weight_bytes + r.activation_bytes + r.reserve_bytes + r.blocks * 16 * r.bytes_per_token
+    assert used <= 0.9 * r.memory_bytes
+    assert used > 0.899 * r.memory_bytes
+    assert r.weight_bytes == pytest.approx(65.5e9 / 2, rel=0.02)
+    assert r.bytes_per_token == pytest.approx(64 * 8 * 128 * 2 * 2 / 2)
+
+
+def test_what_does_not_fit_says_so() -> None:
+    with pytest.raises(DoesNotFit, match="leave nothing"):
+        step_table(deployment("deepseek-ai/DeepSeek-R1", tp=1))
+
+
+def test_given_blocks_are_taken() -> None:
+    d = deployment(tp=2)
+    assert step_table(replace(d, settings=replace(d.settings, num_kv_blocks=2588))).kv_blocks == 2588
+
+
+def test_experts_under_attention_data_parallel() -> None:
+    d = deployment("deepseek-ai/DeepSeek-R1", "h200", 1, "sglang", attention_dp=8, moe_ep=8)
+    t = step_table(d)
+    assert t.graph_s[-1] > t.graph_s[0]
+
+
+def test_unknown_engine() -> None:
+    with pytest.raises(UnknownName, match="engine"):
+        profile("tgi")
+
+
+def test_schedules() -> None:
+    assert schedule(deployment(), 1024, 1024, 64).mixing == "chunked"
+    seldom = schedule(deployment(engine="sglang", part="b200"), 1024, 1024, 64)
+    assert (seldom.mixing, seldom.look_steps) == ("prefill_first", 30.0)
+    ranks = deployment("deepseek-ai/DeepSeek-R1", "b200", 1, "trtllm", attention_dp=8, moe_ep=8)
+    assert schedule(ranks, 1024, 1024, 64).wait_steps > 0
+
+
+def test_data_sheet_chip() -> None:
+    """A chip that nobody measured has a table too, and a wider spread."""
+    known, sheet = step_table(deployment()), step_table(deployment(part="mi300x"))
+    assert sheet.log_sigma >= known.log_sigma

@@ -1,0 +1,185 @@
+"""Reading rows, predicting them, and the file that comes out."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from trivet.chip.catalogue import chip
+from trivet.cloud.deployment import Deployment, EngineSettings
+from trivet.errors import TrivetError
+from trivet.loop.calibrate_residual import likelihood_and_gradient
+from trivet.loop.predict_serving import COLUMNS, csv_text, predict, serving_point
+from trivet.loop.serving_features import CONTINUOUS, NAMED, Features
+from trivet.loop.serving_residual import TERMS, encode, fit_process, starting_point, vocabulary_of
+from trivet.loop.serving_rows import Case, Table, Unread, read_csv, understand
+from trivet.model.config import read
+from trivet.model.parallel import Layout
+
+ROW = {
+    "id": "a", "chip": "h200_sxm", "engine": "vllm", "engine_version": "0.19.0", "model": "Qwen/Qwen3-32B", "weights": "fp8",
+    "mode": "agg", "isl": "1024", "osl": "1024", "concurrency": "16", "batch_size": "16", "tp": "4", "measured_on": "2026-04-22",
+}  # fmt: skip
+
+
+def case(**changes: str) -> Case:
+    found = understand({**ROW, **changes})
+    assert isinstance(found, Case), found
+    return found
+
+
+def test_integers_may_be_floats_and_columns_absent() -> None:
+    row = {"chip": "h100", "model": "Qwen3-32B", "isl": "1024.0", "osl": "128.0", "concurrency": "8.0", "tp": "2.0"}
+    found = understand(row, 7)
+    assert isinstance(found, Case)
+    assert (found.id, found.isl, found.pools[0].deployment.layout) == ("7", 1024, Layout(tp=2))
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"chip": "h900"}, "chip"), ({"model": "Nobody/Nothing-7B"}, "Nothing"), ({"isl": ""}, "isl"), ({"osl": "-3"}, "osl"),
+        ({"tp": "4.5"}, "tp"), ({"concurrency": "", "batch_size": ""}, "concurrency"), ({"mode": "both"}, "mode"),
+        ({"mode": "disagg"}, "prefill_workers"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_read_says_which_column(changes: dict[str, str], reason: str) -> None:
+    found = understand({**ROW, **changes})
+    assert isinstance(found, Unread)
+    assert reason in found.reason
+
+
+def test_unknown_engine_and_labels_fall_back_and_say_so() -> None:
+    found = case(engine="lmdeploy", weights="q5_k_m")
+    assert found.group["engine"] == "vllm"
+    assert "lmdeploy" in " ".join(found.notes)
+    assert "q5_k_m" in " ".join(found.notes)
+
+
+def test_precision() -> None:
+    assert case(weights="").group["precision"] == "bf16"
+    assert case(weights="fp8").group["precision"] == "fp8"
+    blocks = case(model="deepseek-ai/DeepSeek-R1", weights="fp8", tp="8")
+    assert blocks.group["precision"] == "fp8_block"
+    four = case(model="deepseek-ai/DeepSeek-R1", weights="nvfp4", tp="8", chip="b200")
+    assert four.group["precision"] == "nvfp4"
+    old = case(model="deepseek-ai/DeepSeek-R1", weights="nvfp4", tp="8")
+    assert old.group["precision"] == "fp8_block"
+    assert "no FP4 units" in " ".join(old.notes)
+
+
+def test_ranks_follow_from_batch_and_experts() -> None:
+    found = case(model="deepseek-ai/DeepSeek-R1", chip="b200", weights="nvfp4", tp="4", moe_tp="1", moe_ep="4", batch_size="4")
+    assert found.pools[0].deployment.layout == Layout(attention_dp=4, moe_ep=4)
+    copies = case(batch_size="4")
+    assert copies.pools[0].workers == 4
+
+
+def test_answers_in_order_with_reasons() -> None:
+    rows = [ROW, {**ROW, "id": "b", "chip": "h900"}, {**ROW, "id": "c", "concurrency": "64", "batch_size": "64"}]
+    answers = predict(Table(rows))
+    assert [a.id for a in answers] == ["a", "b", "c"]
+    assert answers[1].tpot is None
+    assert "h900" in answers[1].note
+    for a in (answers[0], answers[2]):
+        assert a.ttft is not None
+        assert a.tpot is not None
+        assert a.ttft.lo < a.ttft.value < a.ttft.hi
+        assert a.tpot.lo < a.tpot.value < a.tpot.hi
+    assert answers[2].tpot.value > answers[0].tpot.value  # type: ignore[union-attr]
+    lines = list(csv.DictReader(io.StringIO(csv_text(answers))))
+    assert tuple(lines[0]) == COLUMNS
+    assert lines[1]["tpot_ms"] == ""
+    assert float(lines[0]["tpot_ms"]) == pytest.approx(1e3 * answers[0].tpot.value, rel=1e-5)  # type: ignore[union-attr]
+
+
+def test_other_makers_and_unpublished_fields_widen() -> None:
+    base = {**ROW, "weights": "", "tp": "2", "measured_on": ""}
+    known, sheet, hidden = predict(Table([base, {**base, "chip": "mi300x"}, {**base, "chip": "zhenwu-810e"}]))
+    widths = [math.log(a.tpot.hi / a.tpot.lo) for a in (known, sheet, hidden) if a.tpot is not None]
+    assert len(widths) == 3
+    assert widths[2] > widths[1] * 0.99
+
+
+def test_point_for_a_plan() -> None:
+    d = Deployment(read("Qwen/Qwen3-32B"), chip("h200"), Layout(tp=4), EngineSettings())
+    few, many = serving_point(d, 1024, 512, [4, 64])
+    assert many.output_tokens_per_s.value > 5 * few.output_tokens_per_s.value
+    assert few.output_tokens_per_s.lo < few.output_tokens_per_s.value < few.output_tokens_per_s.hi
+
+
+def _features(n: int, seed: int = 0) -> Features:
+    rng = np.random.default_rng(seed)
+    names = np.array([[f"{k}{rng.integers(2)}" for k in NAMED] for _ in range(n)])
+    return Features(rng.normal(size=(n, len(CONTINUOUS))), names)
+
+
+def test_gradient_of_the_likelihood() -> None:
+    found = _features(40)
+    codes, target = encode(found, vocabulary_of(found)), np.random.default_rng(1).normal(size=40) * 0.1
+    logs = starting_point() + 0.1
+    _, gradient = likelihood_and_gradient(logs, codes, target, np.zeros(40))
+    for i in range(len(logs)):
+        step = np.zeros_like(logs)
+        step[i] = 1e-5
+        up = likelihood_and_gradient(logs + step, codes, target, np.zeros(40))[0]
+        down = likelihood_and_gradient(logs - step, codes, target, np.zeros(40))[0]
+        assert gradient[i] == pytest.approx((up - down) / 2e-5, rel=1e-3, abs=1e-3)
+
+
+def test_residual_knows_what_it_saw_and_doubts_what_it_did_not() -> None:
+    found, target = _features(60), np.full(60, 0.2)
+    process = fit_process(found, target, starting_point())
+    mean, deviation = process.predict(found)
+    assert np.abs(mean - 0.2).max() < 0.08
+    stranger = Features(found.x + 40.0, np.full_like(found.names, "other"))
+    far, doubt = process.predict(stranger)
+    assert doubt.min() > deviation.max()
+    assert np.all(np.abs(far) < np.abs(mean))
+    assert not process.seen(stranger).any()
+    assert process.seen(found).all()
+    assert len(TERMS) > 5
+
+
+def test_calibration_rows_are_met(shared_data: Path) -> None:
+    """Golden level of the shipped fit on what it has seen, and every row with a known layout answered."""
+    table = read_csv(shared_data / "serving_measured.csv")
+    rows = [i for i, row in enumerate(table.rows) if row["layout_known"] == "1"][::7]
+    part = Table([table.rows[i] for i in rows])
+    answers = predict(part)
+    assert all(a.tpot is not None for a in answers)
+    error = [abs(1e3 * a.tpot.value / float(r["tpot_ms"]) - 1) for a, r in zip(answers, part.rows, strict=True) if a.tpot]
+    assert np.median(error) < 0.03
+
+
+def test_ten_thousand_configurations_within_ten_seconds(shared_data: Path) -> None:
+    table = read_csv(shared_data / "serving_measured.csv")
+    rows = [{**row, "isl": str(int(row["isl"]) + k)} for k in range(8) for row in table.rows if row["layout_known"] == "1"]
+    predict(Table(rows[:20]))  # compile
+    started = time.process_time()
+    assert len(predict(Table(rows[:10_000]))) == 10_000
+    assert time.process_time() - started < 10.0
+
+
+def test_command(tmp_path: Path) -> None:
+    from trivet.apps.cli.predict.serving import app
+
+    source, out = tmp_path / "in.csv", tmp_path / "out.csv"
+    with source.open("w", newline="") as file:
+        writer = csv.DictWriter(file, fieldnames=list(ROW))
+        writer.writeheader()
+        writer.writerows([ROW, {**ROW, "id": "b", "chip": "h900"}])
+    result = CliRunner().invoke(app, [str(source), "-o", str(out), "--json"])
+    assert result.exit_code == 0, result.output
+    assert out.read_text().splitlines()[0] == ",".join(COLUMNS)
+    assert '"failed": 1' in result.output
+    source.write_text("a,b\n1,2\n")
+    broken = CliRunner().invoke(app, [str(source), "-o", str(out)])
+    assert isinstance(broken.exception, TrivetError)
