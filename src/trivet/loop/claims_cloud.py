@@ -122,7 +122,8 @@ def ten_thousand_cards(bench: Bench) -> Claim:
 
 # arXiv 2110.03888. The pseudo stage shares one layer's weights (parameter sharing); the tokens are not published.
 M6 = {
-    "model": "m6-10t", "chip": "v100-32gb", "chips": 512, "tokens": "100B", "seq_len": 512, "batch_tokens": "2M", "precision": "fp16",
+    "model": "m6-10t", "chip": "v100-32gb", "chips": 512, "tokens": "100B", "seq_len": 512, "batch_tokens": "2M",
+    "precision": "fp16",
     "shape": {"layers": 48, "hidden": 1024, "heads": 16, "kv_heads": 16, "head_dim": 64, "intermediate": 9984, "gated": False,
               "vocab": 50000, "experts": 10240, "top_k": 1},
     "split": {"tp": 1, "pp": 1, "dp": 512, "ep": 512},
