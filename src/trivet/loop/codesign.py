@@ -30,6 +30,9 @@ TORNADO = (
 LATENCIES = ("launch", "host_launch")
 # How far kernels of a chip nobody has measured lie from the model's sustained share (one standard deviation of log).
 _KERNEL_DOUBT = {"kernels: compute": ("matrix", 0.15), "kernels: memory": ("memory_bandwidth", 0.10)}
+# Share of a change that kernels may fail to follow, or exceed (one sigma): over the chips measured, families differ by
+# about 10-15% in how much of a twice or three times larger peak or bandwidth their kernels turn into speed.
+FOLLOWED = 0.15
 # Unpublished fields that are one doubt each.
 _DOUBTED = (
     ("peak_flops_bf16", "peak_flops_fp16", "peak_flops_tf32"), ("peak_flops_int8",), ("peak_flops_fp8",), ("peak_flops_fp4",),
@@ -224,6 +227,7 @@ def _cost_parts(study: Study, parameter: str, step: float, percent: float) -> di
 
 
 def with_spread(key: tuple[str, str, str], value: float, parts: Mapping[str, float]) -> Sensitivity:
+    parts = {**parts, "kernels following the change": FOLLOWED * value}
     sigma = math.sqrt(sum(p * p for p in parts.values()))
     driver = max(parts, key=lambda name: abs(parts[name]), default="")
     half = estimate.Z80 * sigma
