@@ -139,30 +139,46 @@ def account(desk, until):
     now[0].clock = until
 
 
+@njit(cache=True, inline="always")
+def room_of(i, ask, allowed, most, info, left):
+    """How many workers that ask ``ask``, at most ``most``, node ``i`` has room for; none on a node that is down."""
+    room = most
+    if ask.cpu > 0:
+        room = min(room, info[i].cpu // ask.cpu)
+    elif info[i].cpu < 0:
+        room = 0
+    if ask.mem > 0:
+        room = min(room, info[i].mem // ask.mem)
+    if ask.num > 0 and room > 0:
+        if not allowed[info[i].model]:
+            room = 0
+        elif ask.milli == WHOLE:
+            room = min(room, info[i].whole // ask.num)
+        else:
+            slots = 0
+            for d in range(info[i].chips):
+                slots += left[i, d] // ask.milli
+            room = min(room, slots)
+    return max(room, 0)
+
+
 @njit(cache=True)
 def fill_room(c, most, info, left, classes, cap):
-    """How many tasks of class ``c``, at most ``most``, each node has room for; a node that is down has none."""
-    ask = classes.info[c]
-    allowed = classes.allowed[c]
+    """``room_of`` every node for a worker of class ``c``."""
+    ask, allowed = classes.info[c], classes.allowed[c]
     for i in range(len(info)):
-        room = most
-        if ask.cpu > 0:
-            room = min(room, info[i].cpu // ask.cpu)
-        elif info[i].cpu < 0:
-            room = 0
-        if ask.mem > 0:
-            room = min(room, info[i].mem // ask.mem)
-        if ask.num > 0 and room > 0:
-            if not allowed[info[i].model]:
-                room = 0
-            elif ask.milli == WHOLE:
-                room = min(room, info[i].whole // ask.num)
-            else:
-                slots = 0
-                for d in range(info[i].chips):
-                    slots += left[i, d] // ask.milli
-                room = min(room, slots)
-        cap[i] = max(room, 0)
+        cap[i] = room_of(i, ask, allowed, most, info, left)
+
+
+@njit(cache=True)
+def give_back(i, mask, ask, info, left):
+    """What a worker holds, added to copies of the free resources."""
+    info[i].cpu += ask.cpu
+    info[i].mem += ask.mem
+    for d in range(info[i].chips):
+        if (mask >> np.uint64(d)) & np.uint64(1):
+            left[i, d] += ask.milli
+            info[i].whole += left[i, d] == WHOLE
 
 
 @njit(cache=True)
@@ -364,13 +380,8 @@ def evict_for(j, t, reclaim, code, cap, members, work, desk, site, nodes, classe
         ask = classes.info[jobs[r].cls]
         for w in range(jobs[r].first, jobs[r].first + jobs[r].workers):
             i, mask = work.node[w], work.mask[w]
-            info[i].cpu += ask.cpu
-            info[i].mem += ask.mem
+            give_back(i, mask, ask, info, left)
             gain[i] += ask.milli * max(ask.num, 1)
-            for d in range(info[i].chips):
-                if (mask >> np.uint64(d)) & np.uint64(1):
-                    left[i, d] += ask.milli
-                    info[i].whole += left[i, d] == WHOLE
     fill_room(job.cls, need, info, left, classes, cap)
     if reclaim:
         for i in range(n):
@@ -438,35 +449,40 @@ def clear_nodes(j, t, reclaim, code, cap, members, count, chosen, work, desk, si
 def reserve(j, t, cap, work, desk, site, nodes, classes):
     """When the first blocked job could start, and what others may use until then and beyond (EASY backfill).
 
-    Counts thousandths of the models that the job accepts, in its best group where it needs one; a bound, since pieces
-    that come free need not lie together.
+    Running jobs give back what they hold in the order of their ends until the job fits in a group of its level; what is
+    then free beyond its need, in thousandths of chips that it accepts, others may hold longer.
     """
-    jobs, job, now, info = work.jobs, work.jobs[j], desk.now, nodes.info
-    each = max(job.milli // job.workers, 1)
-    need, group, best = each * job.workers, site.group[job.level], 0
-    capacities(j, False, cap, work, nodes, classes, desk, site)
+    jobs, job, now = work.jobs, work.jobs[j], desk.now
+    info, left, group = nodes.info.copy(), nodes.left.copy(), site.group[job.level]
+    ask, allowed, need = classes.info[job.cls], classes.allowed[job.cls], job.workers
+    fill_room(job.cls, need, info, left, classes, cap)
     sums = np.zeros(group.max() + 1, np.int64)
     for i in range(len(cap)):
         sums[group[i]] += cap[i]
-    best = np.argmax(sums)
-    free = sums[best] * each
     n = now[0].running
     ends = np.empty(n, np.float64)
     for k in range(n):
         r = work.running[k]
         ends[k] = jobs[r].started + jobs[r].remaining
     order = np.argsort(ends, kind="mergesort")
-    allowed, chips = classes.allowed[job.cls], classes.info[job.cls].num
     for k in range(n):
         r = work.running[order[k]]
-        i = work.node[jobs[r].first]
-        if (chips > 0 and not allowed[info[i].model]) or group[i] != best:
-            continue
-        free += jobs[r].milli
-        if free >= need:
-            now[0].shadow_t = max(ends[order[k]], t)
-            now[0].shadow_milli = float(free - need)
-            return
+        given = classes.info[jobs[r].cls]
+        for w in range(jobs[r].first, jobs[r].first + jobs[r].workers):
+            i = work.node[w]
+            give_back(i, work.mask[w], given, info, left)
+            room = room_of(i, ask, allowed, need, info, left)
+            sums[group[i]] += room - cap[i]
+            cap[i] = room
+            if sums[group[i]] >= need:
+                free = 0
+                for e in range(len(info)):
+                    if info[e].cpu >= 0 and (ask.num == 0 or allowed[info[e].model]):
+                        for d in range(info[e].chips):
+                            free += left[e, d]
+                now[0].shadow_t = max(ends[order[k]], t)
+                now[0].shadow_milli = float(free - job.milli)
+                return
     now[0].shadow_t = np.inf
     now[0].shadow_milli = 0.0
 
