@@ -178,7 +178,14 @@ def test_published_runs_are_met_within_a_quarter(name: str) -> None:
 
 def test_a_scenario_with_a_wrong_key_is_refused() -> None:
     good = {"model": "LLAMA3_8B", "chip": "h100", "chips": 8, "tokens": "1B"}
-    for bad in ({"wheels": 4}, {"split": {"legs": 3}}, {"run": {"hope": 1}}, {"tokens": "many"}, {"split": 3}):
+    for bad in (
+        {"wheels": 4},
+        {"split": {"legs": 3}},
+        {"run": {"hope": 1}},
+        {"tokens": "many"},
+        {"split": 3},
+        {"job": {"overlap": {"tp": "yes"}}},
+    ):
         with pytest.raises(TrivetError):
             training_scenario.campaigns({**good, **bad})
     with pytest.raises(TrivetError, match="chips"):

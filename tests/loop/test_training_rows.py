@@ -47,6 +47,25 @@ def test_cells_read_as_people_write_them() -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "zero", "framework"),
+    [
+        ("FULL_SHARD", 3, "fsdp"),
+        ("SHARD_GRAD_OP", 2, "fsdp"),
+        ("HYBRID_SHARD", 3, "fsdp"),
+        ("NO_SHARD", 0, "fsdp"),
+        ("ZeRO-2", 2, "deepspeed"),
+        ("64", 3, "megatron"),
+        ("0", 1, "megatron"),
+        ("n/a", 1, "megatron"),
+    ],
+)
+def test_sharding_texts(text: str, zero: int, framework: str) -> None:
+    job = parse({"id": "1", "chip": "h100", "num_chips": "64", "model": "LLAMA3_8B", "sharding": text}).job
+    assert (job.zero, job.framework) == (zero, framework)
+    assert job.shard_group == (8 if text == "HYBRID_SHARD" else 0)
+
+
+@pytest.mark.parametrize(
     ("column", "value", "note"),
     [
         ("precision", "quantum", "precision"),

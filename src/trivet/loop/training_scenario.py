@@ -8,7 +8,7 @@ from typing import Any
 
 from trivet.chip import catalogue as chips
 from trivet.cloud.training import families, names
-from trivet.cloud.training.job import Split, TrainingJob
+from trivet.cloud.training.job import Overlap, Split, TrainingJob
 from trivet.cloud.training.run import RunPlan
 from trivet.errors import TrivetError
 from trivet.loop.training_plan import Campaign, TrainingPlan
@@ -93,6 +93,17 @@ def _architecture(raw: Mapping[str, Any]) -> Architecture:
     return names.architecture(str(raw["model"]))
 
 
+def _overlap(raw: Mapping[str, Any]) -> Overlap:
+    for key, value in raw.items():
+        if key not in Overlap.__dataclass_fields__ or not isinstance(value, bool):
+            raise TrivetError(
+                f"{value!r}",
+                field=f"overlap.{key}",
+                allowed=f"{', '.join(Overlap.__dataclass_fields__)}: true or false",
+            )
+    return Overlap(**raw)
+
+
 def campaigns(raw: Mapping[str, Any]) -> list[Campaign]:
     """The campaign of a scenario, and one more for each chip under ``compare``.
 
@@ -112,6 +123,8 @@ def campaigns(raw: Mapping[str, Any]) -> list[Campaign]:
             raise TrivetError("unknown field of split or job", field=str(key), allowed=sorted(known))
     if raw.get("teacher"):
         fixed["teacher"] = names.architecture(str(raw["teacher"]))
+    if "overlap" in fixed:
+        fixed["overlap"] = _overlap(_mapping(fixed, "overlap"))
     run = _mapping(raw, "run")
     for key in run:
         if key not in RunPlan.__dataclass_fields__:

@@ -8,6 +8,14 @@ from trivet.chip.estimate import Estimate
 from trivet.cloud.training.job import TrainingJob
 from trivet.loop.training_plan import Candidate, TrainingPlan
 
+_OWN = ("step model", "software on a chip without measured runs", "framework without measured runs")
+
+
+def driving_field(days: Estimate) -> str:
+    """The field of the chip or the fleet that widens the answer most, beside the model's own error; "" = none."""
+    fields = {name: abs(sigma) for name, sigma in days.spread.items() if name not in _OWN}
+    return max(fields, key=lambda name: fields[name], default="")
+
 
 def split_dict(job: TrainingJob) -> dict[str, Any]:
     """The parallelism as plain values."""
@@ -109,5 +117,6 @@ def summary(p: TrainingPlan) -> dict[str, Any]:
         "considered": p.considered,
         "rejected": p.rejected,
         "driver": p.days.driver,
+        "driver_field": driving_field(p.days),
         "spread": p.days.spread,
     }

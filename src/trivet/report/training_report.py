@@ -49,7 +49,7 @@ def comparison_rows(summaries: Sequence[Mapping[str, Any]]) -> list[dict[str, An
             "MFU": f"{100 * s['mfu']:.1f}%",
             "goodput": f"{100 * s['goodput']['value']:.1f}%",
             "parallelism": split_text(s["best"]["split"]),
-            "driven by": s["driver"],
+            "driven by": f"{s['driver']}; {s['driver_field']}",
         }
         for s in summaries
     ]
@@ -86,7 +86,7 @@ def html(
         "memory of the fullest chip": f"{best['memory_bytes'] / 1e9:.0f} of {best['memory_capacity_bytes'] / 1e9:.0f} GB",
     }
     sections = [
-        Section("", charts.kpis(heads), f"{split_text(best['split'])}. The spread is driven by: {s['driver']}."),
+        Section("", charts.kpis(heads), f"{split_text(best['split'])}. {_driver_text(s)}"),
     ]
     if len(summaries) > 1:
         sections.append(Section("The same run on other chips", charts.html_table(comparison_rows(summaries))))
@@ -157,6 +157,11 @@ def html(
     )
 
 
+def _driver_text(s: Mapping[str, Any]) -> str:
+    field = f", of the fields by: {s['driver_field']}" if s["driver_field"] and s["driver_field"] != s["driver"] else ""
+    return f"The spread is driven by: {s['driver']}{field}."
+
+
 def _failures_text(s: Mapping[str, Any]) -> str:
     g = s["goodput"]
     lost = ", ".join(f"{k} {100 * v:.2f}%" for k, v in g["lost"].items() if v > 0)
@@ -191,7 +196,7 @@ def terminal(summaries: Sequence[Mapping[str, Any]], figures: Sequence[Mapping[s
         if v / best["step_s"] > 0.002
     )
     console.print(f"  The step: {shares}")
-    console.print(f"  The spread is driven by: {s['driver']}")
+    console.print(f"  {_driver_text(s)}")
     if figures:
         print_table(figures_rows(figures), title="Predicted and published")
     if folder:

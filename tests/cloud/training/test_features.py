@@ -10,6 +10,7 @@ from training_jobs import make_job
 from trivet.chip.catalogue import chip
 from trivet.cloud.fabric import server_of
 from trivet.cloud.training import memory, network, workload
+from trivet.cloud.training.families import decoder
 from trivet.cloud.training.job import Overlap, Split, TrainingJob
 from trivet.cloud.training.names import architecture
 from trivet.cloud.training.network import Network
@@ -246,6 +247,49 @@ def test_sharing_parameters_shrinks_weights_not_compute(gpt3: TrainingJob) -> No
     shared = gpt3.with_(parameter_sharing=12)
     assert memory.peak(shared).weights < 0.3 * memory.peak(gpt3).weights
     assert train_step(shared).breakdown["compute_s"] == pytest.approx(train_step(gpt3).breakdown["compute_s"])
+
+
+def test_m6_needs_host_memory_for_its_real_stage_and_pays_for_it() -> None:
+    # M6-10T (arXiv 2110.03888): 10 trillion parameters on 512 V100-32GB by sharing, then by granular CPU offloading
+    shape = decoder("m6-10t", 48, 1024, 16, 16, 64, 9984, gated=False, vocab=50000, experts=10240, top_k=1)
+    assert shape.parameters == pytest.approx(1e13, rel=0.01)
+    real = TrainingJob(
+        shape,
+        chip("v100-32gb"),
+        Split(dp=512, ep=512),
+        512,
+        4096,
+        8,
+        "fp16",
+        "full",
+        optimizer="adafactor",
+        gradient_dtype="bf16",
+        zero=2,
+    )
+    off = real.with_(offload_optimizer="cpu", offload_weights="cpu")
+    pseudo = real.with_(parameter_sharing=48)
+    assert not train_step(real).fits
+    assert train_step(off).fits
+    assert train_step(pseudo).fits
+    assert train_step(off).step_s > 5 * train_step(pseudo).step_s
+    assert not train_step(
+        off.with_(optimizer="adam", gradient_dtype="fp32")
+    ).fits  # 140 TB of states beside 33 TB of host memory
+
+
+def test_optimisers_differ_in_what_they_keep(gpt3: TrainingJob) -> None:
+    adam, half, factored = (memory.peak(gpt3.with_(optimizer=o)).optimizer for o in ("adam", "adam_bf16", "adafactor"))
+    assert factored < 0.05 * adam
+    assert half == pytest.approx(adam * 2 / 3)
+
+
+def test_a_slow_host_launch_costs_where_the_host_is_waited_for() -> None:
+    job = make_job(
+        "Qwen3_30B_a3B", "zhenwu-810e", Split(dp=16, ep=16), seq_len=4096, global_batch=512, precision="bf16"
+    )
+    quick = replace(job.chip, facts={k: v for k, v in job.chip.facts.items() if k != "host_launch_s"})
+    slow, fast = train_step(job), train_step(job.with_(chip=quick))
+    assert slow.breakdown["host_s"] > 1.3 * fast.breakdown["host_s"]
 
 
 # --- fabrics

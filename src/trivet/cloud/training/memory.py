@@ -151,8 +151,8 @@ def rank_memory(job: TrainingJob, rank: int, layers: list[Layer], p: RankParamet
     host = 0.0
     grads = gradient_bytes(job) * trained * (sharded if job.zero >= 2 else dense + expert)
     if job.offload_optimizer and job.zero >= 2:
-        # they leave for the host layer by layer as they are made (ZeRO-Offload)
-        host, grads = grads, gradient_bytes(job) * trained * p.largest_layer
+        # they leave for the host layer by layer as they are made (ZeRO-Offload), and stay there only to be accumulated
+        host, grads = grads if job.micro_batches > 1 else 0.0, gradient_bytes(job) * trained * p.largest_layer
     elif job.zero >= 2:
         grads += gradient_bytes(job) * trained * p.largest_layer
     optimizer = OPTIMIZER_BYTES[job.optimizer] * trained * sharded

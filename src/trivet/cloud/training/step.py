@@ -36,7 +36,11 @@ COMPONENTS = (
 )
 
 
-CALIBRATED = ("a100-40gb", "a100-80gb", "h100", "b200", "gb200")  # chips (or their twins) with measured training runs
+# Chips, or their twins in silicon and software, with measured training runs.
+CALIBRATED = ("a100-40gb", "a100-80gb", "a800", "h100", "h800", "b200", "gb200")
+# Host time of one operation: the framework's dispatch (5-15 us in PyTorch), and a launch on the calibrated chips.
+DISPATCH_S = 10e-6
+REFERENCE_LAUNCH_S = 8.83e-6
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +96,14 @@ def version_of(text: str) -> tuple[int, int]:
     """(year, month) of a container version such as "26.04.01"; (0, 0) where unknown."""
     parts = text.split(".")[:2]
     return (int(parts[0]), int(parts[1])) if len(parts) == 2 and all(p.isdigit() for p in parts) else (0, 0)
+
+
+def launch_factor(job: TrainingJob) -> float:
+    """Host time of an operation on this chip over that on the calibrated ones, by what a launch costs."""
+    launch = job.chip.get("host_launch_s")
+    if job.chip.name in CALIBRATED or not launch:
+        return 1.0
+    return (DISPATCH_S + launch) / (DISPATCH_S + REFERENCE_LAUNCH_S)
 
 
 def host_share(job: TrainingJob, c: Constants) -> float:
@@ -154,7 +166,7 @@ def _layer_times(part: LayerPart, prepared: Prepared, c: Constants) -> _LayerTim
         part.mixer, 0.5 * c.host_dense_s
     )
     ffn = {"moe": c.host_expert_s, "dense": 0.5 * c.host_dense_s}.get(part.feed_forward, 0.0)
-    host = (mixer + ffn) * host_share(job, c)
+    host = (mixer + ffn) * host_share(job, c) * launch_factor(job)
     host *= c.host_grace if "grace" in prepared.host else 1.0
     return _LayerTimes(passes[0], passes[1], passes[2], passes[3], host, comm[0], comm[1])
 
