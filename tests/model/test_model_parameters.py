@@ -6,9 +6,12 @@ import json
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from trivet.errors import TrivetError, Unsupported
 from trivet.model.config import families, from_mapping, read
+from trivet.model.fields import class_defaults
 
 GOLDEN = json.loads((Path(__file__).parent / "golden_parameters.json").read_text())["models"]
 
@@ -125,3 +128,27 @@ def test_an_embedding_model_has_no_head() -> None:
     whole = from_mapping({**LLAMA, "architectures": ["LlamaForCausalLM"]})
     bare = from_mapping({**LLAMA, "architectures": ["LlamaModel"]})
     assert whole.parameters - bare.parameters == 100 * 64
+
+
+GARBAGE = st.sampled_from(
+    [None, "x", -1, 0, [], {}, 1e300, True, float("nan"), float("inf"), 3.7, [1], {"a": 1}, "", 10**9, [None], 10**30]
+)
+
+
+@settings(max_examples=400, deadline=None)
+@given(case=st.sampled_from(GOLDEN), data=st.data())
+def test_a_damaged_config_is_read_or_refused_in_one_line(case: dict, data: st.DataObject) -> None:
+    """Whatever one field holds: an architecture whose parts add up, or a TrivetError; nothing else."""
+    config = json.loads(json.dumps(case["config"]))
+    known = class_defaults().get(config["model_type"], {}).get("defaults", {})
+    field = data.draw(
+        st.sampled_from(sorted({*config, *known, "quantization_config", "architectures", "dtype"} - {"model_type"}))
+    )
+    config[field] = data.draw(GARBAGE)
+    try:
+        architecture = from_mapping(config)
+    except TrivetError as error:
+        assert "\n" not in str(error)  # noqa: PT017
+        return
+    assert sum(architecture.components.values()) == architecture.parameters >= 0
+    assert all(amount > 0 for amount in architecture.components.values())

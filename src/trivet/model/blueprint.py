@@ -99,6 +99,11 @@ class Blueprint:
             counts[index] += 1
             order.append(index)
         components = self.components()
+        below = [name for name, amount in components.items() if amount < 0]
+        if below:
+            raise TrivetError(
+                f"sizes that contradict each other: {below[0]} would be negative", field=f"config of {model_type}"
+            )
         total = sum(components.values())
         idle = sum(idle_parameters(self.hidden, block.feed_forward) for block in self.blocks if not block.shared)
         towers = sum(self.extra.get(tower, 0) for tower in ("vision", "audio", "projector"))

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from trivet.errors import TrivetError, UnknownName, Unsupported
 from trivet.model import catalogue
-from trivet.model.architecture import Architecture
+from trivet.model.architecture import Architecture, Quantisation
+from trivet.model.blueprint import Blueprint
 from trivet.model.families import FAMILIES, Reader
 from trivet.model.fields import Fields
 from trivet.model.quantisation import by_name, read_quantisation
@@ -51,25 +51,33 @@ def from_mapping(raw: Mapping[str, Any], name: str = "") -> Architecture:
         raise Unsupported(f"{model_type!r} is a family that is not understood", field="model_type")
     fields = Fields(raw, model_type)
     _refuse_partial(raw, fields)
+    named = raw.get("architectures")
+    if named is not None and not (isinstance(named, list) and all(isinstance(one, str) for one in named)):
+        raise TrivetError(f"{named!r} is not a list of class names", field="architectures")
     try:
         blueprint = reader(fields)
+        fields.finish()
+        _apply_class(raw, blueprint, model_type)
+        quantisation = _quantisation(raw, blueprint, name)
+        return blueprint.architecture(name or str(raw.get("_name_or_path") or model_type), model_type, quantisation)
     except TrivetError:
         raise
     except (KeyError, TypeError, ValueError, IndexError, AttributeError, ArithmeticError) as error:
         raise TrivetError(
             f"a field has a value of the wrong kind ({type(error).__name__}: {error})", field=f"config of {model_type}"
         ) from error
-    fields.finish()
-    _apply_class(raw, blueprint, model_type)
-    quantisation = read_quantisation(raw, len(blueprint.blocks))
-    if not _states_quantisation(raw):
-        special = any(block.mixer.kind in ("mla", "scan") for block in blueprint.blocks)
-        named = by_name(quantisation, name, latent_or_hybrid=special)
-        if named != quantisation:
-            blueprint.notes.append("precision by the name: the config does not state it")
-            quantisation = named
-    architecture = blueprint.architecture(name or str(raw.get("_name_or_path") or model_type), model_type, quantisation)
-    return replace(architecture, notes=tuple(blueprint.notes))
+
+
+def _quantisation(raw: Mapping[str, Any], blueprint: Blueprint, name: str) -> Quantisation:
+    """What the config states, else what the name does."""
+    stated = read_quantisation(raw, len(blueprint.blocks))
+    if _states_quantisation(raw):
+        return stated
+    special = any(block.mixer.kind in ("mla", "scan") for block in blueprint.blocks)
+    named = by_name(stated, name, latent_or_hybrid=special)
+    if named != stated:
+        blueprint.notes.append("precision by the name: the config does not state it")
+    return named
 
 
 def _states_quantisation(raw: Mapping[str, Any]) -> bool:
@@ -101,7 +109,7 @@ def _refuse_partial(raw: Mapping[str, Any], fields: Fields) -> None:
         )
 
 
-def _apply_class(raw: Mapping[str, Any], blueprint: Any, model_type: str) -> None:
+def _apply_class(raw: Mapping[str, Any], blueprint: Blueprint, model_type: str) -> None:
     """``architectures[0]`` decides whether there is a head."""
     names = raw.get("architectures") or []
     if not names:

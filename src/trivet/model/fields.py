@@ -8,6 +8,7 @@ that a variant which is not understood is never answered with a number.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from functools import cache
 from importlib import resources
@@ -75,6 +76,19 @@ SAME_CLASS = {
     "step3p7_vision": "step3p5_vision",
 }
 
+LARGEST_SIZE, LARGEST_STACK = 10**9, 10_000
+_STACKS = frozenset(
+    [
+        "num_hidden_layers",
+        "n_layer",
+        "n_layers",
+        "num_layers",
+        "depth",
+        "encoder_layers",
+        "decoder_layers",
+        "num_decoder_layers",
+    ]
+)
 _ABSENT = object()
 
 
@@ -138,10 +152,13 @@ class Fields:
     def whole(self, field: str, default: Any = _ABSENT) -> int:
         """A whole number >= 0."""
         value = self.get(field, default)
-        if isinstance(value, float) and value == int(value):
+        if isinstance(value, float) and math.isfinite(value) and value == int(value):
             value = int(value)
         if not isinstance(value, int) or isinstance(value, bool) or value < 0:
             raise TrivetError(f"{value!r} is not a whole number >= 0", field=self.name(field))
+        limit = LARGEST_STACK if field in _STACKS else LARGEST_SIZE
+        if value > limit:
+            raise TrivetError(f"{value} is out of all proportion", field=self.name(field), allowed=f"up to {limit}")
         return value
 
     def positive(self, field: str, default: Any = _ABSENT) -> int:

@@ -176,7 +176,9 @@ def read_quantisation(raw: Mapping[str, Any], layers: int) -> Quantisation:
     base = FLOATS.get(str(dtype).removeprefix("torch."), "bf16")
     cache = "bf16" if base == "fp32" else base
     config = raw.get("quantization_config") or text.get("quantization_config") or raw.get("compression_config")
-    if not isinstance(config, Mapping) or not config:
+    if config is not None and not isinstance(config, Mapping):
+        raise Unsupported(f"{config!r} is not a mapping", field="quantization_config")
+    if not config:
         return Quantisation(base, base, base, base, base, cache)
     ignored = [
         str(p)
