@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from trivet.chip.catalogue import chip as find_chip
 from trivet.cloud import engine
-from trivet.cloud.deployment import Deployment, EngineSettings
+from trivet.cloud.deployment import Deployment, EngineSettings, StepTable
+from trivet.cloud.engine.components import KINDS
 from trivet.cloud.serving.batching import batching
 from trivet.cloud.serving.fleet import Fleet, ReplicaKind, ServingResult, simulate
 from trivet.cloud.serving.traffic import Traffic
@@ -160,6 +161,31 @@ def deployment_of(meta: Mapping[str, Any], chip_name: str, traffic: Traffic) -> 
     return Deployment(model, chip, layout, settings, "", typical), tuple(notes)
 
 
+# A log is of one engine on its own chip: its steps are the sums of the kernels' own times. The weights of the engine's
+# profile stand for what whole campaigns of large deployments add or leave out, so they are not used; what lies
+# between the kernels (a captured graph's launch, a layer, the host) is a number of one vLLM process.
+_BETWEEN = {
+    "graph_s": 1.26e-4,
+    "layer_s": 3.29e-6,
+    "host_decode_s": 6.28e-4,
+    "host_mixed_s": 1.312e-3,
+    "host_per_sequence_s": 7.0e-6,
+    "eager_floor_weight": 1.0,
+    "overlap": False,
+}
+
+
+def step_table(deployment: Deployment) -> StepTable:
+    """Step times of a plain deployment from its kernels. The log's stamps are the engine's own, so nothing is added for
+    what happens to a request before and after it."""
+    profile = engine.profile(deployment.settings.engine, deployment.settings.version)
+    own = dict.fromkeys(KINDS, 1.0)
+    plain = replace(profile, weights=own, prefill_weights=own, floors=own, **_BETWEEN)  # type: ignore[arg-type]
+    space = engine.room(deployment, plain, deployment.expected_isl)
+    table = engine.assemble(engine.compile_components(deployment), plain, space.blocks, deployment.settings.block_size)
+    return replace(table, first_token_overhead_s=0.0)
+
+
 def _mapping(raw: Any) -> dict[str, Any]:
     return dict(raw) if isinstance(raw, dict) else {}
 
@@ -167,8 +193,7 @@ def _mapping(raw: Any) -> dict[str, Any]:
 def predict(log: Log, meta: Mapping[str, Any], chip_name: str) -> tuple[ServingResult, tuple[str, ...]]:
     """Simulate the log's arrivals. Raises TrivetError for a chip, model or layout that cannot be."""
     deployment, notes = deployment_of(meta, chip_name, log.traffic)
-    # The log's stamps are the engine's own: what happens before and after it is not in them.
-    table = replace(engine.step_table(deployment), first_token_overhead_s=0.0)
+    table = step_table(deployment)
     scheduler = _mapping(_mapping(meta.get("resolved_config")).get("scheduler_config"))
     rules = batching(deployment.settings)
     if isinstance(scheduler.get("async_scheduling"), bool):
