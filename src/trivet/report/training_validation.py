@@ -5,25 +5,9 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
-from trivet.report import charts
-from trivet.report.page import Section
-
-
-class Row(Protocol):
-    """A checked row; see ``loop.validate_training.Checked``."""
-
-    id: Any
-    model: Any
-    chip: Any
-    source: Any
-    measured: Any
-    predicted: Any
-    lo: Any
-    hi: Any
-    memory_bytes: Any
-    fits: Any
+from trivet.report.validation import document, scatter
 
 
 def table_rows(groups: Mapping[str, Mapping[str, Any]], name: str) -> list[dict[str, Any]]:
@@ -55,29 +39,10 @@ def rows_csv(checked: Sequence[Any]) -> str:
 
 def html(checked: Sequence[Any], summary: Mapping[str, Any]) -> str:
     """A page: predicted over measured, and the tables."""
-    chips = list(dict.fromkeys(row.chip for row in checked))
-    series = []
-    for chip in chips:
-        mine = [row for row in checked if row.chip == chip]
-        series.append(
-            charts.Series(
-                chip,
-                [row.measured for row in mine],
-                [row.predicted for row in mine],
-                [row.lo for row in mine],
-                [row.hi for row in mine],
-                [f"{row.id} {row.model}" for row in mine],
-            )
-        )
-    picture = charts.scatter_chart(
-        series, title="Tokens/s/chip", x_label="measured", y_label="predicted", x_log=True, y_log=True, diagonal=True
-    )
-    sections = [Section("", picture, _headline(summary))]
-    sections += [
-        Section(f"By {name}", charts.html_table(table_rows(summary[f"by_{name}"], name)))
-        for name in ("chip", "model", "source")
-    ]
-    return charts.page("Training: predicted against measured", sections)
+    columns = [[getattr(row, name) for row in checked] for name in ("measured", "predicted", "lo", "hi", "chip")]
+    picture = scatter(*columns, title="Tokens per second and chip", unit="1/s")
+    tables = {f"By {name}": table_rows(summary[f"by_{name}"], name) for name in ("chip", "model", "source")}
+    return document("Training: predicted against measured", [picture], tables, _headline(summary))
 
 
 def _headline(summary: Mapping[str, Any]) -> str:
