@@ -46,7 +46,7 @@ class Kind:
     measured: dict[str, Floats]  # "chip|library|precision" -> [3], all in all
     sigma_new: Floats  # [3] spread of the offsets of a chip of an unseen family
     sigma_family: Floats  # [3] of an unseen chip of a known family
-    spread: Floats  # coefficients of the log spread of a shape, see ``own_sigma``
+    spread: Floats  # [3, 5] log spread of a shape (measured, new, benchmarked chip), see ``own_sigma``
 
 
 def network(kind: Kind, x: NDArray[np.float32]) -> Floats:
@@ -132,7 +132,7 @@ def spread_columns(shares: Floats, size: Floats) -> Floats:
 def own_sigma(kind: Kind, shares: Floats, size: Floats, known: str) -> Floats:
     """Log spread of a shape's own residual: ``exp`` of a linear form in its shares and its size over the floor."""
     columns = spread_columns(shares, size)
-    row = 0 if known == "measured" else 1
+    row = {"measured": 0, "benchmarked": 2}.get(known, 1)
     return np.exp(np.clip(columns @ kind.spread[row], -4.5, 0.5))
 
 

@@ -25,7 +25,8 @@ TILES = np.array(
 # Rows and columns loaded per multiply: a small tile starves the matrix unit. Relative rate 1/(1 + c (1/rows + 1/cols)).
 TILE_COST = 24.0
 SPLIT_K_MIN = 256.0  # shortest useful slice of the inner dimension, elements
-L2_OVER_HBM = 3.0  # bandwidth of the last-level cache over that of the memory, typical of data-centre parts
+L2_OVER_HBM = 3.0  # bandwidth that products see from the last-level cache over that of the memory
+L2_BYTES_PER_CYCLE = 24.0  # what the cache gives one unit in a cycle where reads are spread evenly, as in attention
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -47,15 +48,15 @@ def _array(value: Any) -> Floats:
     return np.asarray(value, dtype=np.float64)
 
 
-def _warm(total_bytes: Floats, point: ChipPoint, isolated: bool) -> Floats:
+def _warm(total_bytes: Floats, point: ChipPoint, isolated: bool, reach: float = 1.5) -> Floats:
     """Share of a working set that the cache still holds when the same call is repeated, as kernel benchmarks do."""
     if not isolated:
         return np.zeros_like(total_bytes)
-    return np.clip(1.5 - total_bytes / max(point.l2_bytes, 1.0), 0.0, 1.0)
+    return np.clip(reach - total_bytes / max(point.l2_bytes, 1.0), 0.0, 1.0)
 
 
-def _memory_s(total_bytes: Floats, warm: Floats, point: ChipPoint) -> Floats:
-    return total_bytes * (1.0 - warm + warm / L2_OVER_HBM) / point.bandwidth
+def _memory_s(total_bytes: Floats, warm: Floats, point: ChipPoint, ratio: float = L2_OVER_HBM) -> Floats:
+    return total_bytes * (1.0 - warm + warm / ratio) / point.bandwidth
 
 
 def _tiled(m: Floats, n: Floats, k: Floats, batch: Floats, point: ChipPoint) -> tuple[Floats, Floats, Floats]:
@@ -144,9 +145,10 @@ def attention_terms(op: Attention, point: ChipPoint, isolated: bool = False) -> 
     flops = _array(op.flops)
     compute_s = flops * padded / point.peak_flops / fill
     total = _array(op.bytes)
-    warm = _warm(total, point, isolated)
+    warm = _warm(total, point, isolated, 2.0)
+    cache = max(1.3, L2_BYTES_PER_CYCLE * point.units * point.clock_hz / point.bandwidth)
     zero = np.zeros_like(compute_s)
-    memory_s = _memory_s(total, warm, point) / np.clip(waves * 2.0, 0.05, 1.0)
+    memory_s = _memory_s(total, warm, point, cache) / np.clip(waves * 2.0, 0.05, 1.0)
     return Terms(
         compute_s,
         memory_s + zero,

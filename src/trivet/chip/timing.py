@@ -87,12 +87,14 @@ def time(
     Raises:
         Unsupported: a field without which the chip cannot be timed is neither published nor bounded.
     """
+    if isinstance(operator, Stream):
+        return _stream(operator, chip_point(chip, "bf16"), isolated, graph)
     point = chip_point(chip, operator.dtype)
     wanted = profile(library, version)
     kind = kind or kind_of(operator)
     kinds = coefficients or residual.shipped()
     belief = _belief(kinds, chip, point, kind, wanted.library, precision_of(operator))
-    parts = _predict(kinds[kind], operator, point, kind, wanted.library, belief.offset, isolated)
+    parts = predict_flat(kinds[kind], operator, point, kind, wanted.library, belief.offset, isolated)
     if not graph:
         host = point.host_launch_s or HOST_LAUNCH_S
         parts = (np.maximum(parts[0], host), *parts[1:4], np.maximum(parts[4], host))
@@ -100,6 +102,29 @@ def time(
 
 
 HOST_LAUNCH_S = 5e-6  # what a launch costs an unhurried x86 host where it is not known
+
+
+# Norms, activations and copies were not measured: share of the bandwidth, floor in cycles of the usual one, log spread.
+STREAM_BANDWIDTH, STREAM_FLOOR, STREAM_SIGMA = 0.8, 0.8, 0.25
+
+
+def _stream(operator: Stream, point: ChipPoint, isolated: bool, graph: bool) -> Seconds:
+    ideal = terms(operator, point, isolated)
+    floor = STREAM_FLOOR * floor_seconds(point)
+    if not graph:
+        floor = max(floor, point.host_launch_s or HOST_LAUNCH_S)
+    memory = ideal.memory_s / STREAM_BANDWIDTH
+    value = floor + np.maximum(memory, ideal.compute_s)
+    bandwidth = (memory >= ideal.compute_s) * (1.0 - floor / value)
+    compute = 1.0 - floor / value - bandwidth
+    sheet = (compute * point.sigma_compute) ** 2 + (bandwidth * point.sigma_bandwidth) ** 2
+    shape = np.shape(value)
+    columns: list[Any] = [
+        np.broadcast_to(v, shape) if shape else float(v)
+        for v in (value, np.sqrt(STREAM_SIGMA**2 + sheet), compute, bandwidth, floor / value, floor, STREAM_SIGMA)
+    ]
+    sigmas = (point.sigma_compute, point.sigma_bandwidth, 0.0, 0.0)
+    return Seconds(*columns[:5], 0.0, columns[5], "", columns[6], sigmas)
 
 
 @dataclass(frozen=True, eq=False)
@@ -151,13 +176,13 @@ def _update(kinds: Kinds, chip: Chip, library: str, measured: tuple[tuple[Gemm, 
     prior, kernels, _, _ = _prior(kinds["gemm"], chip, point, library, "bf16")
 
     def predict(operator: Gemm, delta: Floats) -> tuple[float, Floats]:
-        parts = _predict(kinds["gemm"], operator, point, "gemm", library, prior + delta, True)
+        parts = predict_flat(kinds["gemm"], operator, point, "gemm", library, prior + delta, True)
         return float(parts[0][0]), np.array([parts[1][0], parts[2][0], parts[3][0]])
 
     return update(measured, predict, np.array([point.sigma_compute, point.sigma_bandwidth, 0.0]), kernels)
 
 
-def _predict(
+def predict_flat(
     learned: residual.Kind, operator: Compute, point: ChipPoint, kind: str, library: str, offset: Floats, isolated: bool
 ) -> tuple[Floats, ...]:
     """Flat (seconds, compute, bandwidth, launch shares, floor seconds)."""

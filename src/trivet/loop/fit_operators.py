@@ -23,11 +23,11 @@ HUBER = 0.1  # log residual beyond which a row counts linearly: measurements hav
 class Recipe:
     """How a kind is fitted."""
 
-    hidden: tuple[int, ...] = (48, 24)
-    epochs: int = 24
-    batch: int = 2048
-    rate: float = 4e-3
-    decay: float = 1e-2
+    hidden: tuple[int, ...] = (64, 32)
+    epochs: int = 40
+    batch: int = 1024
+    rate: float = 6e-3
+    decay: float = 1e-1
     ridge: tuple[tuple[str, float], ...] = (
         ("library", 0.1), ("precision", 1.0), ("group", 1.0), ("covariate", 0.5), ("family", 3.0), ("chip", 1.0),
     )  # fmt: skip
@@ -245,5 +245,5 @@ def assemble(trained: Trained, parts: Parts, precisions: tuple[str, ...], sigma_
     """A ``Kind`` whose own spread is still to be calibrated."""
     return Kind(
         precisions, trained.weights, trained.biases, trained.mean, trained.scale, parts.group, parts.covariate, parts.centre,
-        parts.family, parts.chip, trained.offsets, sigma_new, sigma_family, np.zeros((2, 5)),
+        parts.family, parts.chip, trained.offsets, sigma_new, sigma_family, np.zeros((3, 5)),
     )  # fmt: skip

@@ -91,14 +91,17 @@ def _clean(op: str, frame: Any, pl: Any) -> Any:
 
 
 def read(folder: Path, op: str, per_group: int, seed: int = 7) -> Any:
-    """A polars frame of at most ``per_group`` rows for each chip, engine, precision and kernel; rows in a fixed order."""
+    """A polars frame of at most ``per_group`` rows for each chip, engine and precision; rows in a fixed order.
+
+    The kernels inside keep the shares that they have in the table (they follow the shapes that an engine gives them).
+    """
     import polars as pl
 
     path = folder / f"{op}.parquet"
     if not path.is_file():
         raise TrivetError(f"{path} is not there", field="data folder")
     frame = _clean(op, pl.read_parquet(path), pl)
-    keys = ["chip", "engine", *PRECISION_COLUMNS[op], "kernel_source"]
+    keys = ["chip", "engine", *(PRECISION_COLUMNS[op] or ("kernel_source",))]
     frame = frame.with_columns(pl.int_range(pl.len()).shuffle(seed=seed).over(keys).alias("_rank"))
     return frame.filter(pl.col("_rank") < per_group).drop("_rank")
 
