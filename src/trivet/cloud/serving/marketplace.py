@@ -43,6 +43,7 @@ class Unknowns:
     link_share: tuple[float, float] = (0.5, 0.9)  # of the host link's data-sheet rate
     round_s: tuple[float, float] = (2.0, 6.0)
     busy: tuple[float, float] = (0.75, 0.95)
+    headroom: tuple[float, float] = (1.0, 2.0)  # of dedicated instances over the measured peak
     confidence: tuple[float, float] = (0.99, 0.999)
 
 
@@ -121,7 +122,7 @@ def _draw(
     models += [large[i] for i in rng.integers(len(large), size=count - smalls)]
     drawn = {
         k: float(rng.uniform(*getattr(unknowns, k)))
-        for k in ("switch_base_s", "prefetched", "round_s", "busy", "confidence")
+        for k in ("switch_base_s", "prefetched", "round_s", "busy", "headroom", "confidence")
     }
     link = float(rng.uniform(*unknowns.link_share))
     here = replace(pool, **drawn, link_bytes_per_s=pool.link_bytes_per_s * link)

@@ -108,6 +108,7 @@ class Pool:
         round_s: one turn over all models of a chip.
         ttft_slo_s, tpot_slo_s: the service level.
         busy: highest planned share of a chip's time.
+        headroom: instances of ``dedicated`` over what its peak needs (growth, a spare, another zone).
         confidence: share of the time in which the fleet must suffice.
     """
 
@@ -121,6 +122,7 @@ class Pool:
     ttft_slo_s: float = 10.0
     tpot_slo_s: float = 0.1
     busy: float = 0.9
+    headroom: float = 1.0
     confidence: float = 0.99
 
     def __post_init__(self) -> None:
@@ -222,8 +224,9 @@ def _quantile(mean: float, cv: float, share: float) -> float:
 
 
 def _service_s(model: PooledModel, pool: Pool) -> float:
-    """Mean time in service of a chip of its own: at the step time of the load it carries, never above the SLO."""
-    return latency_s(model, min(pool.tpot_slo_s, float(model.decode_s(np.array([0.5 * capacity(model, pool)]))[0])))
+    """Time in service on an instance that is as full as it may be: every other request's prompt stalls it once."""
+    limit = capacity(model, pool)
+    return limit * model.prefill_s + model.output_tokens * float(model.decode_s(np.array([limit]))[0])
 
 
 def _peaks(models: Sequence[PooledModel], demand: Demand, pool: Pool) -> Floats:
@@ -240,9 +243,8 @@ def _peaks(models: Sequence[PooledModel], demand: Demand, pool: Pool) -> Floats:
 
 def dedicated(models: Sequence[PooledModel], demand: Demand, pool: Pool) -> Need:
     """Own instances, for the own peak."""
-    instances = [
-        max(1, math.ceil(p / capacity(m, pool))) for m, p in zip(models, _peaks(models, demand, pool), strict=True)
-    ]
+    peaks = _peaks(models, demand, pool)
+    instances = [max(1, math.ceil(pool.headroom * p / capacity(m, pool))) for m, p in zip(models, peaks, strict=True)]
     chips = np.array([i * m.chips for i, m in zip(instances, models, strict=True)], float)
     return Need("dedicated", float(chips.sum()), chips)
 
