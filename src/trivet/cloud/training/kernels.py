@@ -67,9 +67,21 @@ def ideal(operators: Iterable[Compute], chip: Chip) -> tuple[Ideal, ...]:
     return tuple(found)
 
 
-# Shares of the data sheet's peak that large kernels reach on chips nobody measured: the middle of those that were.
-_UNMEASURED = {"bf16": 0.77, "fp8": 0.60, "fp4": 0.36, "int8": 0.75, "fp32": 0.85, "tf32": 0.8, "attention": 0.60}
-UNMEASURED_SIGMA = 0.15
+# What large kernels reach of the data sheet's peak on chips that nobody measured falls with the peak a watt: the power limit
+# takes the clock down. A line through ten measured chips (0.49 to 2.25 TFLOP/s a watt, shares of 0.97 to 0.67; L40S apart).
+_SHARE_AT_NO_POWER = 0.98
+_SHARE_LOST = 0.13  # a TFLOP/s of BF16 peak and watt
+_SHARE_RANGE = (0.5, 0.93)
+# Relative to BF16, on the same chips.
+_RELATIVE = {"bf16": 1.0, "fp8": 0.78, "fp4": 0.47, "int8": 0.97, "fp32": 1.05, "tf32": 1.0, "attention": 0.78}
+UNMEASURED_SIGMA = 0.12
+
+
+def typical_share(p: ChipPoint, what: str) -> float:
+    """Share of the peak that large kernels of a chip without measured ones reach; ``p``: the chip at BF16."""
+    density = p.peak_flops / 1e12 / p.watts if p.watts > 0 else 1.4
+    low, high = _SHARE_RANGE
+    return min(max(_SHARE_AT_NO_POWER - _SHARE_LOST * density, low), high) * _RELATIVE.get(what, 1.0)
 
 
 def measured_name(p: ChipPoint, c: Constants) -> str:
@@ -108,8 +120,8 @@ def sustained_share(p: ChipPoint, c: Constants, what: str) -> float:
         return rate / reference
     if p.bench[0] > 0:
         measured = 2.0 * BENCH_SIDE**3 / p.bench[0] / p.peak_flops
-        return measured * (_UNMEASURED["attention"] / _UNMEASURED["bf16"] if what == "attention" else 1.0)
-    return _UNMEASURED.get(what, _UNMEASURED["bf16"])
+        return measured * (_RELATIVE["attention"] if what == "attention" else 1.0)
+    return typical_share(p, what)
 
 
 def total(parts: Iterable[Ideal], p: ChipPoint, c: Constants, framework: str, version: str = "") -> float:
