@@ -19,7 +19,7 @@ from trivet.interop.clients import read_clients
 from trivet.model.config import read
 from trivet.model.parallel import Layout
 from trivet.report.charts import Section, bar_chart, html_table, page
-from trivet.report.tables import print_table
+from trivet.report.tables import cell_text, print_table
 
 SMALL = ("Qwen/Qwen3-1.7B", "Qwen/Qwen3-8B")  # one chip each
 LARGE = ("Qwen/Qwen3-32B", "meta-llama/Meta-Llama-3.1-70B")  # four chips each
@@ -83,9 +83,7 @@ def main() -> None:
             errors={"": ([v["lo"] for v in shown.values()], [v["hi"] for v in shown.values()])},
             title="Chips for the same demand", value_label=f"{card.title} cards, median and 80% interval",
         )  # fmt: skip
-        flat = [
-            r | {"chips": f"{r['chips']['value']:.3g} [{r['chips']['lo']:.3g}, {r['chips']['hi']:.3g}]"} for r in table
-        ]  # type: ignore[index]
+        flat = [r | {"chips": cell_text(r["chips"])} for r in table]
         text = page("Pooling many models", [Section("", [figure]), Section("Numbers", html_table(flat))])
         options.output.write_text(text, encoding="utf-8")
 

@@ -61,7 +61,9 @@ def bar_chart(
             )
             if errors and name in errors and not stacked:
                 lo, hi = errors[name][0][i], errors[name][1][i]
-                parts.append(svg.line(x(lo), y + thick / 2, x(hi), y + thick / 2, "a"))
+                middle_y = y + thick / 2
+                parts.append(svg.line(x(lo), middle_y, x(hi), middle_y, "w"))
+                parts += [svg.line(x(v), middle_y - 3, x(v), middle_y + 3, "w") for v in (lo, hi)]
                 end = max(end, x(hi))
             if not stacked:
                 parts.append(svg.text(max(end, start) + 6, y + thick / 2 + 4, value_format(value), anchor="start"))

@@ -253,6 +253,7 @@ svg .area{fill:currentColor;fill-opacity:.82;stroke:var(--card);stroke-width:.6}
 svg .p{fill:currentColor;stroke:var(--card);stroke-width:1}
 svg .e{stroke:currentColor;stroke-width:1.3;stroke-opacity:.65}
 svg .b{fill:currentColor}
+svg .w{stroke:var(--fg);stroke-opacity:.75;stroke-width:1.3}
 svg .b:hover,svg .p:hover{fill-opacity:.7}
 .kpis{display:grid;grid-template-columns:repeat(auto-fit,minmax(124px,1fr));gap:12px;margin:18px 0}
 .kpi{background:var(--card);border:1px solid var(--grid);border-radius:10px;padding:12px 14px}
