@@ -31,7 +31,12 @@ AUTHORS_TASKS_PER_CPU_S, KUBE_PODS_PER_S, GODEL_PODS_PER_S = 3.9, 180.0, 5000.0
 def drawn(nodes: int = 1213, tasks: int = 8152) -> tuple[list[Node], list[Task]]:
     """A cluster and a task list of openb's size and kinds."""
     rng = np.random.default_rng(0)
-    kinds = [(96_000, 393_216, 8, "G2"), (104_000, 524_288, 2, "T4"), (16_000, 122_880, 2, "P100"), (128_000, 786_432, 8, "G3")]
+    kinds = [
+        (96_000, 393_216, 8, "G2"),
+        (104_000, 524_288, 2, "T4"),
+        (16_000, 122_880, 2, "P100"),
+        (128_000, 786_432, 8, "G3"),
+    ]
     pick = rng.choice(4, nodes, p=(0.5, 0.33, 0.1, 0.07))
     asked = [(1, 1000), (0, 0), (1, 810), (1, 470), (1, 320), (2, 1000), (4, 1000), (8, 1000)]
     kind = rng.choice(8, tasks, p=(0.48, 0.13, 0.13, 0.09, 0.08, 0.03, 0.02, 0.04))
@@ -45,21 +50,37 @@ def drawn(nodes: int = 1213, tasks: int = 8152) -> tuple[list[Node], list[Task]]
 def week_jobs(count: int, chips: int, load: float, seed: int = 0) -> list[Job]:
     """``count`` jobs of a week, a quarter to 256 chips, log-normal durations, 40 tenants, one in ten urgent."""
     rng = np.random.default_rng(seed)
-    sizes = rng.choice([0.25, 0.5, 1, 2, 4, 8, 16, 64, 256], count, p=[0.15, 0.1, 0.4, 0.1, 0.08, 0.1, 0.05, 0.015, 0.005])
+    sizes = rng.choice(
+        [0.25, 0.5, 1, 2, 4, 8, 16, 64, 256], count, p=[0.15, 0.1, 0.4, 0.1, 0.08, 0.1, 0.05, 0.015, 0.005]
+    )
     seconds = rng.lognormal(0.0, 1.3, count)
     seconds *= load * chips * WEEK_S / float((sizes * seconds).sum())
     arrival = np.sort(rng.uniform(0.0, 0.95 * WEEK_S, count))
     tenant, urgent = rng.zipf(1.5, count) % 40, rng.random(count) < 0.1
     workers = {
-        float(s): as_task("w", max(1, min(int(s), 8)), milli=1000 if s >= 1 else int(1000 * s), cpu_milli=4000 * max(1, min(int(s), 8)),
-                          memory_mib=32_768 * max(1, min(int(s), 8)))
+        float(s): as_task(
+            "w",
+            max(1, min(int(s), 8)),
+            milli=1000 if s >= 1 else int(1000 * s),
+            cpu_milli=4000 * max(1, min(int(s), 8)),
+            memory_mib=32_768 * max(1, min(int(s), 8)),
+        )
         for s in np.unique(sizes)
-    }  # fmt: skip
+    }
     return [
-        Job(f"j{i}", f"t{tenant[i]}", float(arrival[i]), max(float(seconds[i]), 30.0), workers[float(s)], max(1, int(s) // 8),
-            int(urgent[i]), "pod" if s >= 64 else "", 1800.0 if s >= 16 else 0.0)
+        Job(
+            f"j{i}",
+            f"t{tenant[i]}",
+            float(arrival[i]),
+            max(float(seconds[i]), 30.0),
+            workers[float(s)],
+            max(1, int(s) // 8),
+            int(urgent[i]),
+            "pod" if s >= 64 else "",
+            1800.0 if s >= 16 else 0.0,
+        )
         for i, s in enumerate(sizes)
-    ]  # fmt: skip
+    ]
 
 
 def time_week(name: str, nodes: list[Node], jobs: list[Job], rules: Rules) -> dict[str, Any]:
@@ -71,8 +92,16 @@ def time_week(name: str, nodes: list[Node], jobs: list[Job], rules: Rules) -> di
     wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
     cluster.check_integrity()
     figures = describe(cluster.result())
-    return {"name": name, "jobs": len(jobs), "wall_s": round(wall, 2), "cpu_s": round(cpu, 2), "use": round(figures["use"], 4),
-            "done": figures["done"], "evictions": figures["evictions"], "restarts": figures["restarts"]}  # fmt: skip
+    return {
+        "name": name,
+        "jobs": len(jobs),
+        "wall_s": round(wall, 2),
+        "cpu_s": round(cpu, 2),
+        "use": round(figures["use"], 4),
+        "done": figures["done"],
+        "evictions": figures["evictions"],
+        "restarts": figures["restarts"],
+    }
 
 
 def main() -> None:
@@ -108,7 +137,9 @@ def main() -> None:
     result["weeks"] = [
         time_week("5,000 servers", big, week_jobs(count, 40_000, 0.8), Rules()),
         time_week("16,384 cards", uniform_cluster(1024, 16, "x"), week_jobs(count, 16_384, 0.8), Rules()),
-        time_week("16,384 cards, DRF, FGD", uniform_cluster(1024, 16, "x"), week_jobs(count, 16_384, 0.8), Rules("fgd", "drf")),
+        time_week(
+            "16,384 cards, DRF, FGD", uniform_cluster(1024, 16, "x"), week_jobs(count, 16_384, 0.8), Rules("fgd", "drf")
+        ),
     ]
     if arguments.json:
         print(json.dumps(result))

@@ -57,11 +57,14 @@ def with_generated(services: Mapping[str, Service], names: list[str], count: int
             return np.concatenate([a, row[None].astype(a.dtype)])
 
         out[s.name] = replace(
-            s, clients=np.append(s.clients, s.clients.max() + 1).astype(s.clients.dtype),
-            requests=grown(s.requests, np.roll(base.requests[donor], shift)), cv=grown(s.cv, np.roll(base.cv[donor], shift)),
-            weibull=grown(s.weibull, np.roll(base.weibull[donor], shift)), row=grown(s.row, base.row[lengths]),
+            s,
+            clients=np.append(s.clients, s.clients.max() + 1).astype(s.clients.dtype),
+            requests=grown(s.requests, np.roll(base.requests[donor], shift)),
+            cv=grown(s.cv, np.roll(base.cv[donor], shift)),
+            weibull=grown(s.weibull, np.roll(base.weibull[donor], shift)),
+            row=grown(s.row, base.row[lengths]),
             measured_lengths=np.append(s.measured_lengths, base.measured_lengths[lengths]),
-        )  # fmt: skip
+        )
     return out
 
 
@@ -71,8 +74,14 @@ def meter(service: Service, scenario: CloudScenario, told: Told) -> Meter:
     requests, inputs, outputs = (np.zeros(n, np.int64) for _ in range(3))
     totals = [0, 0, 0]
     start = scenario.first_day * 86400.0
-    blocks = stream(service, start_s=start, end_s=start + scenario.days * 86400.0, seed=scenario.seed, rate=scenario.sample,
-                    block_windows=DAY_WINDOWS)  # fmt: skip
+    blocks = stream(
+        service,
+        start_s=start,
+        end_s=start + scenario.days * 86400.0,
+        seed=scenario.seed,
+        rate=scenario.sample,
+        block_windows=DAY_WINDOWS,
+    )
     for done, block in enumerate(blocks):
         told(f"metering {service.name}", done, scenario.days)
         if block.client is None:
@@ -94,23 +103,35 @@ def token_weights(sized: Sized) -> tuple[float, float]:
     demand = sized.loads[0]
     batch = np.array(min(64.0, float(c.max_num_seqs)))
     decode = linear(table.sequences, table.graph_s, batch)
-    decode = decode + bilinear(table.sequences, table.context, table.decode_attention_s, batch, np.array(demand.context_mean))
+    decode = decode + bilinear(
+        table.sequences, table.context, table.decode_attention_s, batch, np.array(demand.context_mean)
+    )
     return float(linear(table.tokens, table.mixed_s, budget) / budget), float(decode / batch)
 
 
-def bills(service: Service, measured: Meter, sized: Sized, cost_usd: float, scenario: CloudScenario) -> list[dict[str, Any]]:
-    """One row a customer: metered tokens, revenue by the price sheet, its share of the service's cost (scaled to all requests)."""
+def bills(
+    service: Service, measured: Meter, sized: Sized, cost_usd: float, scenario: CloudScenario
+) -> list[dict[str, Any]]:
+    """One row a customer: metered tokens, revenue by the price sheet, its share of the service's cost.
+
+    Tokens are those drawn; money is scaled to all requests.
+    """
     w_in, w_out = token_weights(sized)
     weight = measured.input_tokens * w_in + measured.output_tokens * w_out
     share = weight / max(float(weight.sum()), 1e-12)
     rows = []
     for k in range(len(service.clients)):
         tokens_in, tokens_out = int(measured.input_tokens[k]), int(measured.output_tokens[k])
-        rows.append({
-            "service": service.name, "customer": f"{service.name}/{int(service.clients[k])}",
-            "own_lengths": bool(service.measured_lengths[k]), "requests": int(measured.requests[k]),
-            "input_tokens": tokens_in, "output_tokens": tokens_out,
-            "revenue_usd": revenue_usd(sized.spec.sold_as, tokens_in, tokens_out) / scenario.sample,
-            "cost_usd": cost_usd * float(share[k]),
-        })  # fmt: skip
+        rows.append(
+            {
+                "service": service.name,
+                "customer": f"{service.name}/{int(service.clients[k])}",
+                "own_lengths": bool(service.measured_lengths[k]),
+                "requests": int(measured.requests[k]),
+                "input_tokens": tokens_in,
+                "output_tokens": tokens_out,
+                "revenue_usd": revenue_usd(sized.spec.sold_as, tokens_in, tokens_out) / scenario.sample,
+                "cost_usd": cost_usd * float(share[k]),
+            }
+        )
     return rows

@@ -180,5 +180,7 @@ def _checked(s: CloudScenario) -> CloudScenario:
     need(len(s.jobs.sizes) == len(s.jobs.weights), "sizes and weights differ", "jobs", "one weight a size")
     need(s.jobs.count == 0 or (s.jobs.load > 0 and s.jobs.median_s > 0), "no work", "jobs", "load and median_s above 0")
     need(s.policy in POLICIES, f"{s.policy!r}", "policy", ", ".join(POLICIES))
-    need(0 <= s.headroom <= 2 and s.servers_per_rack > 0 and s.servers_per_pod > 0, "out of range", "cluster", "positive")
+    need(
+        0 <= s.headroom <= 2 and s.servers_per_rack > 0 and s.servers_per_pod > 0, "out of range", "cluster", "positive"
+    )
     return s

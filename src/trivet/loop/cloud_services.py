@@ -82,9 +82,15 @@ class _Mixtures:
         out = np.maximum(tokens.astype(float), 1.0)
         mass = np.add.reduceat(probability, offsets[:-1])
         self.outputs = np.stack(
-            [np.add.reduceat(f * probability, offsets[:-1]) / mass for f in (out, out**2, 1.0 / np.maximum(out - 1.0, 1.0))], axis=1
+            [
+                np.add.reduceat(f * probability, offsets[:-1]) / mass
+                for f in (out, out**2, 1.0 / np.maximum(out - 1.0, 1.0))
+            ],
+            axis=1,
         )
-        self.means = np.add.reduceat(np.maximum(service.inputs.tokens, 1) * service.inputs.probability, service.inputs.offsets[:-1])
+        self.means = np.add.reduceat(
+            np.maximum(service.inputs.tokens, 1) * service.inputs.probability, service.inputs.offsets[:-1]
+        )
         self.means = self.means / np.add.reduceat(service.inputs.probability, service.inputs.offsets[:-1])
 
     def _histograms(self, table: Any) -> Floats:
@@ -128,7 +134,9 @@ def _keeps(point: Any, spec: ServiceSpec) -> bool:
     return bool(point.limit == 0 and point.ttft_s <= spec.ttft_s and point.tpot_s <= spec.tpot_s)
 
 
-def carried_per_rank(candidate: Candidate, demand: Load, total_per_s: float, spec: ServiceSpec, factor: float = 1.0) -> float:
+def carried_per_rank(
+    candidate: Candidate, demand: Load, total_per_s: float, spec: ServiceSpec, factor: float = 1.0
+) -> float:
     """The highest rate of one rank that keeps the SLO; 0 where none does. ``factor`` stretches every step."""
 
     def good(rate: float) -> bool:
@@ -152,17 +160,27 @@ def thinned(traffic: Traffic, share: float, seed: int) -> Traffic:
     return Traffic(traffic.arrival_s[kept], traffic.input_tokens[kept], traffic.output_tokens[kept], name=traffic.name)
 
 
-def _judged(candidate: Candidate, window: Traffic, rank_per_s: float, spec: ServiceSpec, seed: int) -> dict[str, Any] | None:
+def _judged(
+    candidate: Candidate, window: Traffic, rank_per_s: float, spec: ServiceSpec, seed: int
+) -> dict[str, Any] | None:
     """Some replicas simulated under their part of a drawn window, at ``rank_per_s`` each rank; None with too few requests."""
     total = window.arrival_s.size / WINDOW_S if window.arrival_s.size else 0.0
     per_replica = rank_per_s * candidate.compiled.deployment.layout.attention_dp
     count = max(1, min(round(JUDGED / max(per_replica * WINDOW_S, 1e-9)), int(total / max(per_replica, 1e-9)), 64))
     part = thinned(window, count * per_replica / max(total, 1e-9), seed)
     if part.arrival_s.size > 2 * JUDGED:  # one replica alone is that fast: its first minutes tell
-        part = Traffic(part.arrival_s[: 2 * JUDGED], part.input_tokens[: 2 * JUDGED], part.output_tokens[: 2 * JUDGED], name=part.name)
+        part = Traffic(
+            part.arrival_s[: 2 * JUDGED],
+            part.input_tokens[: 2 * JUDGED],
+            part.output_tokens[: 2 * JUDGED],
+            name=part.name,
+        )
     if part.arrival_s.size < 50:
         return None
-    return {**judge(replace(candidate, replicas=count), part, Slo(spec.ttft_s, spec.tpot_s, spec.percentile)), "replicas": count}
+    return {
+        **judge(replace(candidate, replicas=count), part, Slo(spec.ttft_s, spec.tpot_s, spec.percentile)),
+        "replicas": count,
+    }
 
 
 def simulated_per_rank(candidate: Candidate, window: Traffic, guess: float, spec: ServiceSpec, seed: int) -> float:
@@ -206,11 +224,15 @@ def choose(
             best = (per_chip, candidate)
     if best is None:
         lost = max(found.rejected, key=lambda k: found.rejected[k], default="the simulator finds none")
-        raise DoesNotFit(f"no deployment of {spec.model} on {chip} keeps the SLO: {lost}", field=f"services.{spec.name}")
+        raise DoesNotFit(
+            f"no deployment of {spec.model} on {chip} keeps the SLO: {lost}", field=f"services.{spec.name}"
+        )
     return best[1]
 
 
-def size(service: Service, spec: ServiceSpec, chip: str, architecture: Any, scenario: CloudScenario, told: Told) -> Sized:
+def size(
+    service: Service, spec: ServiceSpec, chip: str, architecture: Any, scenario: CloudScenario, told: Told
+) -> Sized:
     """A deployment and the replicas that each hour needs."""
     windows = week_windows(service, scenario)
     by_hour = windows.reshape(-1, HOUR_WINDOWS)
@@ -258,7 +280,12 @@ def _counted(
     sigma, ranks = candidate.compiled.table.log_sigma, candidate.compiled.deployment.layout.attention_dp
     counts, rank_rate = [], np.zeros(len(loads))
     for factor in (1.0, math.exp(Z80 * sigma), math.exp(-Z80 * sigma)):
-        carried = np.array([carried_per_rank(candidate, x, max(float(t), 1e-6), spec, factor) for x, t in zip(loads, busiest, strict=True)])
+        carried = np.array(
+            [
+                carried_per_rank(candidate, x, max(float(t), 1e-6), spec, factor)
+                for x, t in zip(loads, busiest, strict=True)
+            ]
+        )
         carried *= correction
         if not (carried > 0).any():
             counts.append(np.full(len(busiest), -1))
@@ -295,7 +322,10 @@ def attainment(sized: Sized, replicas: Floats) -> tuple[Floats, Floats, Floats]:
         mean_rate = min(sized.rate_per_s[h] / served[h], 1.02 * sized.rank_rate[h])
         mean = open_loop(item.table, part, np.array(mean_rate), budget, limit, 0.0)
         used = float(np.clip(mean.busy, 0.0, 1.0))
-        read = item.work.weight_bytes + min(float(mean.batch), c.max_num_seqs) * demand.context_mean * item.work.kv_bytes_per_token
+        read = (
+            item.work.weight_bytes
+            + min(float(mean.batch), c.max_num_seqs) * demand.context_mean * item.work.kv_bytes_per_token
+        )
         flops = item.work.flops_per_token * mean_rate * demand.tokens
         watts[h] = float(item.economics.watts(np.array(used), flops, used * read / max(float(mean.tpot_mean_s), 1e-6)))
         busy[h] = used

@@ -7,7 +7,6 @@ power, cost and tokens; drawn requests give each customer's bill (``cloud_custom
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,24 +18,32 @@ from trivet.chip.catalogue import chip as chip_by_name
 from trivet.chip.estimate import Estimate, total
 from trivet.cloud.cluster.faults import draw, llama3_faults
 from trivet.cloud.cluster.jobs import Job
-from trivet.cloud.cluster.nodes import Node, uniform_cluster
 from trivet.cloud.cluster.week import Rules, Week, as_task, describe, run_week
 from trivet.cloud.cost import chip_hour
 from trivet.cloud.serving.tenants_traffic import Service
 from trivet.errors import DoesNotFit, TrivetError, UnknownName
 from trivet.loop import training_plan
+from trivet.loop.cloud_compare import check_error
 from trivet.loop.cloud_customers import bills, meter, with_generated
-from trivet.loop.cloud_scenario import CloudScenario, Pool, TrainingSpec
+from trivet.loop.cloud_jobs import (
+    CPU_MILLI_A_CHIP,
+    MEMORY_MIB_A_CHIP,
+    TRAINING_PRIORITY,
+    mixed_jobs,
+    nodes_of,
+    pool_of,
+    service_jobs,
+    workers_of,
+)
+from trivet.loop.cloud_scenario import CloudScenario, TrainingSpec
 from trivet.loop.cloud_services import Sized, attainment, check_hours, size
 from trivet.loop.economics import economics
 from trivet.loop.training_summary import split_dict
-from trivet.units import DAY_S, HOUR_S, WEEK_S
+from trivet.units import DAY_S, HOUR_S
 
 Floats = NDArray[np.float64]
 Told = Callable[[str, int, int], None]
 ReadModel = Callable[[str], Any]
-SERVICE_PRIORITY, TRAINING_PRIORITY = 20, 10
-CPU_MILLI_A_CHIP, MEMORY_MIB_A_CHIP = 8_000, 98_304
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -48,92 +55,43 @@ class CloudWeek:
     customers: list[dict[str, Any]]
 
 
-def _nodes(scenario: CloudScenario) -> list[Node]:
-    nodes: list[Node] = []
-    for p in scenario.pools:
-        part = uniform_cluster(
-            p.servers, p.chips_per_server, p.chip, cpu_milli=CPU_MILLI_A_CHIP * p.chips_per_server * 2,
-            memory_mib=MEMORY_MIB_A_CHIP * p.chips_per_server * 2, servers_per_rack=scenario.servers_per_rack,
-            servers_per_pod=scenario.servers_per_pod,
-        )  # fmt: skip
-        racks = max((n.rack for n in nodes), default=-1) + 1
-        domains = max((n.domain for n in nodes), default=-1) + 1
-        pods = max((n.pod for n in nodes), default=-1) + 1
-        nodes += [Node(n.name, n.cpu_milli, n.memory_mib, n.chips, n.model, n.rack + racks, n.domain + domains, n.pod + pods)
-                  for n in part]  # fmt: skip
-    return nodes
-
-
-def _pool_of(scenario: CloudScenario, chip: str) -> Pool:
-    return next(p for p in scenario.pools if p.chip == chip)
-
-
-def _workers(chips: int, pool: Pool) -> tuple[int, int]:
-    """(workers, chips of each): whole servers where a job is larger than one."""
-    each = min(chips, pool.chips_per_server)
-    if chips % each:
-        raise DoesNotFit(f"{chips} chips do not divide into servers of {pool.chips_per_server}", field="chips")
-    return chips // each, each
-
-
-def service_jobs(sized: Sized, pool: Pool) -> list[Job]:
-    """A job for each stretch of hours that a replica is needed; a replica that fails starts again elsewhere."""
-    workers, each = _workers(sized.chips_per_replica, pool)
-    worker = as_task(sized.spec.name, each, cpu_milli=CPU_MILLI_A_CHIP * each, memory_mib=MEMORY_MIB_A_CHIP * each,
-                     types=(pool.chip,))  # fmt: skip
-    jobs = []
-    need = sized.replicas
-    for k in range(int(need.max())):
-        wanted = np.concatenate([[0], (need > k).astype(np.int8), [0]])
-        starts, ends = np.flatnonzero(np.diff(wanted) == 1), np.flatnonzero(np.diff(wanted) == -1)
-        jobs += [
-            Job(f"{sized.spec.name}-{k}-{a}", "services", a * HOUR_S, (b - a) * HOUR_S, worker, workers, SERVICE_PRIORITY,
-                "rack" if workers > 1 else "", 1.0, sized.spec.name)
-            for a, b in zip(starts.tolist(), ends.tolist(), strict=True)
-        ]  # fmt: skip
-    return jobs
-
-
-def mixed_jobs(scenario: CloudScenario, customers: Sequence[str]) -> list[Job]:
-    """The other jobs, drawn (see ``JobMix``); their chips take any pool."""
-    mix, span = scenario.jobs, scenario.days * DAY_S
-    if mix.count == 0:
-        return []
-    rng = np.random.default_rng([scenario.seed, 0x6A6F])
-    weights = np.array(mix.weights) / sum(mix.weights)
-    sizes = rng.choice(np.array(mix.sizes), mix.count, p=weights)
-    durations = rng.lognormal(math.log(mix.median_s), mix.sigma, mix.count)
-    durations = np.clip(durations * mix.load * scenario.chips * span / float((sizes * durations).sum()), 30.0, span)
-    arrivals = np.sort(rng.uniform(0.0, span, mix.count))
-    owner = rng.integers(len(customers), size=mix.count)
-    low = rng.random(mix.count) < mix.low_priority_share
-    smallest = min(p.chips_per_server for p in scenario.pools)
-    jobs = []
-    for i in range(mix.count):
-        chips = float(sizes[i])
-        each = max(1, min(int(chips), smallest))
-        worker = as_task("job", each, milli=1000 if chips >= 1 else round(1000 * chips), cpu_milli=CPU_MILLI_A_CHIP * each,
-                         memory_mib=MEMORY_MIB_A_CHIP * each)  # fmt: skip
-        workers = max(1, int(chips) // each)
-        jobs.append(Job(f"job-{i}", customers[owner[i]], float(arrivals[i]), float(durations[i]), worker, workers,
-                        0 if low[i] else 1, "pod" if chips >= 64 else "", 1800.0 if chips >= 8 else 0.0, "other jobs"))  # fmt: skip
-    return jobs
-
-
-def _training(spec: TrainingSpec, scenario: CloudScenario, read_model: ReadModel) -> tuple[Job, training_plan.TrainingPlan]:
+def _training(
+    spec: TrainingSpec, scenario: CloudScenario, read_model: ReadModel
+) -> tuple[Job, training_plan.TrainingPlan]:
     largest = max(scenario.pools, key=lambda p: p.servers * p.chips_per_server)
     name = spec.chip or largest.chip
     if name not in {p.chip for p in scenario.pools}:
-        raise UnknownName(f"no pool of {name!r}", field=f"training.{spec.name}.chip", allowed=[p.chip for p in scenario.pools])
-    pool = _pool_of(scenario, name)
-    campaign = training_plan.Campaign(read_model(spec.model), chip_by_name(name), spec.chips, spec.tokens, spec.seq_len,
-                                      basis=scenario.price_basis, site=scenario.site)  # fmt: skip
+        raise UnknownName(
+            f"no pool of {name!r}", field=f"training.{spec.name}.chip", allowed=[p.chip for p in scenario.pools]
+        )
+    pool = pool_of(scenario, name)
+    campaign = training_plan.Campaign(
+        read_model(spec.model),
+        chip_by_name(name),
+        spec.chips,
+        spec.tokens,
+        spec.seq_len,
+        basis=scenario.price_basis,
+        site=scenario.site,
+    )
     plan = training_plan.plan(campaign)
-    workers, each = _workers(spec.chips, pool)
-    worker = as_task(spec.name, each, cpu_milli=CPU_MILLI_A_CHIP * each, memory_mib=MEMORY_MIB_A_CHIP * each, types=(pool.chip,))
+    workers, each = workers_of(spec.chips, pool)
+    worker = as_task(
+        spec.name, each, cpu_milli=CPU_MILLI_A_CHIP * each, memory_mib=MEMORY_MIB_A_CHIP * each, types=(pool.chip,)
+    )
     topology = "pod" if workers <= scenario.servers_per_pod else ""
-    job = Job(spec.name, "training", 0.0, spec.tokens / plan.tokens_per_s.value, worker, workers, TRAINING_PRIORITY, topology,
-              plan.goodput.interval_s, spec.name)  # fmt: skip
+    job = Job(
+        spec.name,
+        "training",
+        0.0,
+        spec.tokens / plan.tokens_per_s.value,
+        worker,
+        workers,
+        TRAINING_PRIORITY,
+        topology,
+        plan.goodput.interval_s,
+        spec.name,
+    )
     return job, plan
 
 
@@ -146,7 +104,7 @@ def _sized(services: Mapping[str, Service], scenario: CloudScenario, read_model:
         for pool in scenario.pools:
             try:
                 s = size(services[spec.name], spec, pool.chip, read_model(spec.model), scenario, told)
-                _workers(s.chips_per_replica, pool)
+                workers_of(s.chips_per_replica, pool)
             except DoesNotFit as error:
                 failure = error
                 continue
@@ -166,8 +124,11 @@ def _sized(services: Mapping[str, Service], scenario: CloudScenario, read_model:
                 break
         else:
             s = options[0][2]
-            raise DoesNotFit(f"needs {s.replicas.max() * s.chips_per_replica} chips at its peak", field=f"services.{s.spec.name}",
-                             allowed=f"at most {max(left.values()):.0f} left in a pool")  # fmt: skip
+            raise DoesNotFit(
+                f"needs {s.replicas.max() * s.chips_per_replica} chips at its peak",
+                field=f"services.{s.spec.name}",
+                allowed=f"at most {max(left.values()):.0f} left in a pool",
+            )
     return [chosen[spec.name] for spec in scenario.services]
 
 
@@ -180,19 +141,38 @@ def _service_entry(s: Sized, running: Floats, kept: Floats, watts: Floats) -> di
         return float(counts.max()) * each if (counts > 0).all() else None
 
     return {
-        "service": s.spec.name, "model_assumed": s.spec.model, "sold_as_assumed": s.spec.sold_as, "chip": s.chip,
-        "layout": {"tp": d.layout.tp, "pp": d.layout.pp, "attention_dp": d.layout.attention_dp, "moe_tp": d.layout.moe_tp,
-                   "moe_ep": d.layout.moe_ep},
-        "weights": d.settings.weight_dtype or d.architecture.quantisation.default, "max_num_batched_tokens": s.candidate.token_budget,
-        "max_num_seqs": s.candidate.max_num_seqs, "chips_per_replica": each,
+        "service": s.spec.name,
+        "model_assumed": s.spec.model,
+        "sold_as_assumed": s.spec.sold_as,
+        "chip": s.chip,
+        "layout": {
+            "tp": d.layout.tp,
+            "pp": d.layout.pp,
+            "attention_dp": d.layout.attention_dp,
+            "moe_tp": d.layout.moe_tp,
+            "moe_ep": d.layout.moe_ep,
+        },
+        "weights": d.settings.weight_dtype or d.architecture.quantisation.default,
+        "max_num_batched_tokens": s.candidate.token_budget,
+        "max_num_seqs": s.candidate.max_num_seqs,
+        "chips_per_replica": each,
         "slo": {"ttft_s": s.spec.ttft_s, "tpot_s": s.spec.tpot_s, "percentile": s.spec.percentile},
-        "requests_per_s": float(s.rate_per_s.mean()), "busiest_requests_per_s": float(s.busiest_per_s.max()),
-        "replicas_min": int(s.replicas.min()), "replicas_mean": float(s.replicas.mean()), "replicas_max": int(s.replicas.max()),
-        "chips_at_peak": {"value": float(s.replicas.max()) * each, "lo": chips(s.fast_replicas), "hi": chips(s.slow_replicas)},
-        "chips_mean": float(running.mean()) * each, "fluid_correction_mean": float(s.correction.mean()),
-        "slo_attainment": float((weight * kept).sum()), "hours_below_slo": int((kept < s.spec.percentile).sum()),
+        "requests_per_s": float(s.rate_per_s.mean()),
+        "busiest_requests_per_s": float(s.busiest_per_s.max()),
+        "replicas_min": int(s.replicas.min()),
+        "replicas_mean": float(s.replicas.mean()),
+        "replicas_max": int(s.replicas.max()),
+        "chips_at_peak": {
+            "value": float(s.replicas.max()) * each,
+            "lo": chips(s.fast_replicas),
+            "hi": chips(s.slow_replicas),
+        },
+        "chips_mean": float(running.mean()) * each,
+        "fluid_correction_mean": float(s.correction.mean()),
+        "slo_attainment": float((weight * kept).sum()),
+        "hours_below_slo": int((kept < s.spec.percentile).sum()),
         "watts_a_chip": float((watts * running).sum() / max(float(running.sum()), 1e-9)),
-    }  # fmt: skip
+    }
 
 
 def _training_entry(job: Job, plan: training_plan.TrainingPlan, week: Week) -> dict[str, Any]:
@@ -202,20 +182,35 @@ def _training_entry(job: Job, plan: training_plan.TrainingPlan, week: Week) -> d
     lost_s, stops = float(week.lost_s[j]), int(week.restarts[j] + week.evictions[j])
     useful = max(ran_s - lost_s - stops * Rules().restart_s, 0.0)
     return {
-        "name": job.name, "model": plan.campaign.architecture.name, "chip": plan.campaign.chip.name, "chips": int(chips),
-        "layout": split_dict(plan.best.job), "mfu": plan.best.result.mfu,
-        "tokens_per_s": {"value": plan.tokens_per_s.value, "lo": plan.tokens_per_s.lo, "hi": plan.tokens_per_s.hi,
-                         "driver": plan.tokens_per_s.driver},
-        "tokens_this_week": useful * plan.tokens_per_s.value, "tokens_wanted": plan.campaign.tokens,
-        "stops": stops, "redone_s": lost_s, "goodput": useful / week.horizon_s if week.horizon_s else 0.0,
-        "goodput_of_plan": plan.goodput.share.value, "days_to_finish": plan.days.value,
-    }  # fmt: skip
+        "name": job.name,
+        "model": plan.campaign.architecture.name,
+        "chip": plan.campaign.chip.name,
+        "chips": int(chips),
+        "layout": split_dict(plan.best.job),
+        "mfu": plan.best.result.mfu,
+        "tokens_per_s": {
+            "value": plan.tokens_per_s.value,
+            "lo": plan.tokens_per_s.lo,
+            "hi": plan.tokens_per_s.hi,
+            "driver": plan.tokens_per_s.driver,
+        },
+        "tokens_this_week": useful * plan.tokens_per_s.value,
+        "tokens_wanted": plan.campaign.tokens,
+        "stops": stops,
+        "redone_s": lost_s,
+        "goodput": useful / week.horizon_s if week.horizon_s else 0.0,
+        "goodput_of_plan": plan.goodput.share.value,
+        "days_to_finish": plan.days.value,
+    }
 
 
 def _power(
-    scenario: CloudScenario, week: Week, sized: Sequence[Sized], watts: Mapping[str, Floats],
+    scenario: CloudScenario,
+    week: Week,
+    sized: Sequence[Sized],
+    watts: Mapping[str, Floats],
     plans: Sequence[tuple[Job, training_plan.TrainingPlan]],
-) -> tuple[dict[str, Floats], float]:  # fmt: skip
+) -> tuple[dict[str, Floats], float]:
     """Site watts by hour and kind, and the log spread of power. Chips that are down draw nothing, free ones idle."""
     hours = len(week.hourly)
     column = {k: week.hourly[:, i] for i, k in enumerate(week.kinds)}
@@ -238,7 +233,9 @@ def _power(
 
 def _money(scenario: CloudScenario, hours: float) -> tuple[Estimate, dict[str, Estimate]]:
     """What the whole cluster costs, used or not, and a chip-hour by chip."""
-    by_chip = {p.chip: chip_hour(chip_by_name(p.chip), scenario.price_basis, site=scenario.site).usd for p in scenario.pools}
+    by_chip = {
+        p.chip: chip_hour(chip_by_name(p.chip), scenario.price_basis, site=scenario.site).usd for p in scenario.pools
+    }
     return total(by_chip[p.chip] * float(p.servers * p.chips_per_server * hours) for p in scenario.pools), by_chip
 
 
@@ -261,20 +258,31 @@ def run_cloud(
         told(f"training plan of {t.name}", k, len(scenario.training))
         plans.append(_training(t, scenario, read_model))
     customers = [f"{n}/{int(c)}" for n in names for c in services[n].clients]
-    nodes = _nodes(scenario)
-    jobs = [j for s in sized for j in service_jobs(s, _pool_of(scenario, s.chip))] + [j for j, _ in plans]
+    nodes = nodes_of(scenario)
+    jobs = [j for s in sized for j in service_jobs(s, pool_of(scenario, s.chip))] + [j for j, _ in plans]
     jobs += mixed_jobs(scenario, customers)
     horizon = scenario.days * DAY_S
     failures = draw(nodes, llama3_faults(), horizon, scenario.seed, scenario.fault_scale)
-    week = run_week(nodes, jobs, Rules(policy=scenario.policy, queue=scenario.queue, spares=scenario.spares), failures=failures,
-                    horizon_s=horizon, seed=scenario.seed, progress=lambda a, b: told("the week", a, b))  # fmt: skip
+    week = run_week(
+        nodes,
+        jobs,
+        Rules(policy=scenario.policy, queue=scenario.queue, spares=scenario.spares),
+        failures=failures,
+        horizon_s=horizon,
+        seed=scenario.seed,
+        progress=lambda a, b: told("the week", a, b),
+    )
     return _assemble(scenario, services, sized, plans, week, told)
 
 
 def _assemble(
-    scenario: CloudScenario, services: Mapping[str, Service], sized: Sequence[Sized],
-    plans: Sequence[tuple[Job, training_plan.TrainingPlan]], week: Week, told: Told,
-) -> CloudWeek:  # fmt: skip
+    scenario: CloudScenario,
+    services: Mapping[str, Service],
+    sized: Sequence[Sized],
+    plans: Sequence[tuple[Job, training_plan.TrainingPlan]],
+    week: Week,
+    told: Told,
+) -> CloudWeek:
     hours = float(scenario.days * 24)
     running = {s.spec.name: week.hourly[:, week.kinds.index(s.spec.name)] / s.chips_per_replica for s in sized}
     kept, watts, checks, entries = {}, {}, [], []
@@ -296,89 +304,48 @@ def _assemble(
     site_w = np.sum(list(power.values()), axis=0)
     energy_kwh = Estimate(float(site_w.sum()) / 1e3, {"power": sigma})
     revenue = sum(r["revenue_usd"] for r in rows)
-    serving = total(
-        by_chip[s.chip] * float(running[s.spec.name].sum() * s.chips_per_replica) for s in sized
-    )
+    serving = total(by_chip[s.chip] * float(running[s.spec.name].sum() * s.chips_per_replica) for s in sized)
     tokens = sum(r["input_tokens"] + r["output_tokens"] for r in rows) / scenario.sample
     serving_w = np.sum([power[s.spec.name] for s in sized], axis=0)
     summary = {
-        "name": scenario.name, "chips": scenario.chips, "servers": sum(p.servers for p in scenario.pools),
-        "pools": [{"chip": p.chip, "servers": p.servers, "chips_per_server": p.chips_per_server} for p in scenario.pools],
-        "days": scenario.days, "customers": len(rows), "customers_with_pooled_lengths": sum(not r["own_lengths"] for r in rows),
-        "services": entries, "training": [_training_entry(j, p, week) for j, p in plans], "jobs": describe(week),
+        "name": scenario.name,
+        "chips": scenario.chips,
+        "servers": sum(p.servers for p in scenario.pools),
+        "pools": [
+            {"chip": p.chip, "servers": p.servers, "chips_per_server": p.chips_per_server} for p in scenario.pools
+        ],
+        "days": scenario.days,
+        "customers": len(rows),
+        "customers_with_pooled_lengths": sum(not r["own_lengths"] for r in rows),
+        "services": entries,
+        "training": [_training_entry(j, p, week) for j, p in plans],
+        "jobs": describe(week),
         "use": float(week.used_chips().mean()) / scenario.chips,
         "use_by_kind": {k: float(week.hourly[:, i].mean()) / scenario.chips for i, k in enumerate(week.kinds)},
-        "power_mw_mean": float(site_w.mean()) / 1e6, "power_mw_peak": float(site_w.max()) / 1e6, "energy_kwh": _estimate(energy_kwh),
-        "cost_usd": _estimate(cost), "serving_cost_usd": _estimate(serving), "serving_revenue_usd": revenue,
+        "power_mw_mean": float(site_w.mean()) / 1e6,
+        "power_mw_peak": float(site_w.max()) / 1e6,
+        "energy_kwh": _estimate(energy_kwh),
+        "cost_usd": _estimate(cost),
+        "serving_cost_usd": _estimate(serving),
+        "serving_revenue_usd": revenue,
         "serving_margin": 1.0 - serving.value / revenue if revenue else None,
-        "serving_tokens": tokens, "serving_usd_per_million_tokens": _estimate(serving * (1e6 / max(tokens, 1.0))),
+        "serving_tokens": tokens,
+        "serving_usd_per_million_tokens": _estimate(serving * (1e6 / max(tokens, 1.0))),
         "serving_joules_per_token": float(serving_w.sum()) * HOUR_S / max(tokens, 1.0),
         "metering": {
-            "share_of_requests_drawn": scenario.sample, "requests": sum(m.drawn_requests for m in metered.values()),
+            "share_of_requests_drawn": scenario.sample,
+            "requests": sum(m.drawn_requests for m in metered.values()),
             "input_tokens": sum(m.drawn_input_tokens for m in metered.values()),
-            "output_tokens": sum(m.drawn_output_tokens for m in metered.values()), "adds_up_to_the_last_token": True,
+            "output_tokens": sum(m.drawn_output_tokens for m in metered.values()),
+            "adds_up_to_the_last_token": True,
         },
-        "checks": checks, "check_error": check_error(checks), "seed": scenario.seed,
-    }  # fmt: skip
+        "checks": checks,
+        "check_error": check_error(checks),
+        "seed": scenario.seed,
+    }
     hourly: dict[str, Floats] = {"hour": np.arange(len(week.hourly), dtype=float)}
     for i, kind in enumerate((*week.kinds, "queued", "down", "running jobs")):
         hourly[f"chips: {kind}" if kind != "running jobs" else kind] = week.hourly[:, i]
     hourly |= {f"watts: {k}": v for k, v in power.items()} | {f"slo: {k}": v for k, v in kept.items()}
     hourly |= {f"requests_per_s: {s.spec.name}": s.rate_per_s for s in sized}
     return CloudWeek(summary, hourly, sorted(rows, key=lambda r: -r["revenue_usd"]))
-
-
-def check_error(checks: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
-    """Fluid against simulated over the sampled hours: median absolute log error of the times, mean difference of attainment."""
-
-    def median(a: str, b: str) -> float | None:
-        pairs = [(r[a], r[b]) for r in checks if r[a] and r[b] and math.isfinite(r[a])]
-        return float(np.median([abs(math.log(x / y)) for x, y in pairs])) if pairs else None
-
-    differences = [r["simulated_attainment"] - r["fluid_attainment"] for r in checks]
-    return {
-        "hours": len(checks),
-        "ttft_median_abs_log": median("fluid_ttft_s", "simulated_ttft_s"),
-        "tpot_median_abs_log": median("fluid_tpot_s", "simulated_tpot_s"),
-        "attainment_mean_difference": float(np.mean(differences)) if differences else None,
-        "attainment_worst": float(min(differences)) if differences else None,
-        "hours_that_hold": sum(r["simulated_attainment"] >= 0.9 for r in checks),
-    }
-
-
-def compare(results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Each week against the first: ratios with 80% intervals; prices and step times of different chips are independent."""
-
-    def sigma_chips(r: Mapping[str, Any]) -> float:
-        logs = [math.log(s["chips_at_peak"]["hi"] / s["chips_at_peak"]["lo"]) for s in r["services"]
-                if s["chips_at_peak"]["hi"] and s["chips_at_peak"]["lo"]]  # fmt: skip
-        return float(np.mean(logs)) / (2 * 1.2815515655446004) if logs else 0.0
-
-    first = results[0]
-    rows = []
-    for r in results:
-        price = [math.log(x["serving_cost_usd"]["hi"] / x["serving_cost_usd"]["lo"]) / (2 * 1.2815515655446004) for x in (first, r)]
-        timing = [sigma_chips(first), sigma_chips(r)]
-        same = r["pools"] == first["pools"]
-        sigma_usd = 0.0 if same else math.sqrt(sum(x * x for x in (*price, *timing)))
-        sigma_count = 0.0 if same else math.hypot(*timing)
-        row: dict[str, Any] = {"name": r["name"]}
-        for key, value, base, sigma in (
-            ("serving_usd", r["serving_cost_usd"]["value"], first["serving_cost_usd"]["value"], sigma_usd),
-            ("serving_chips", sum(s["chips_mean"] for s in r["services"]), sum(s["chips_mean"] for s in first["services"]), sigma_count),
-            ("joules_per_token", r["serving_joules_per_token"], first["serving_joules_per_token"], sigma_count),
-            ("cluster_usd", r["cost_usd"]["value"], first["cost_usd"]["value"], 0.0 if same else math.hypot(*price)),
-        ):
-            ratio, wide = value / base, math.exp(1.2815515655446004 * sigma)
-            row[key] = {"value": value, "ratio": ratio, "lo": ratio / wide, "hi": ratio * wide}
-        parts = {"price of the chips": math.hypot(*price), "step times": math.hypot(*timing)}
-        row["driver"] = "" if same else max(parts, key=lambda k: parts[k])
-        trained = [t["tokens_this_week"] for t in r["training"]]
-        base_trained = [t["tokens_this_week"] for t in first["training"]]
-        row["training_tokens_ratio"] = trained[0] / base_trained[0] if trained and base_trained and base_trained[0] else None
-        rows.append(row)
-    return rows
-
-
-def full_week(scenario: CloudScenario) -> bool:
-    return scenario.days * DAY_S == WEEK_S

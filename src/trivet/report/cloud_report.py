@@ -24,28 +24,50 @@ def service_rows(summary: Mapping[str, Any]) -> tuple[list[str], list[list[str]]
     header = ["service", "model (assumed)", "chip", "req/s", "cards", "at peak", "SLO kept", "W/card"]
     rows = [
         [
-            s["service"], s["model_assumed"].split("/")[-1], s["chip"], f"{s['requests_per_s']:,.0f}", f"{s['chips_mean']:,.0f}",
-            _spread(s["chips_at_peak"]), f"{s['slo_attainment']:.1%}", f"{s['watts_a_chip']:.0f}",
+            s["service"],
+            s["model_assumed"].split("/")[-1],
+            s["chip"],
+            f"{s['requests_per_s']:,.0f}",
+            f"{s['chips_mean']:,.0f}",
+            _spread(s["chips_at_peak"]),
+            f"{s['slo_attainment']:.1%}",
+            f"{s['watts_a_chip']:.0f}",
         ]
         for s in summary["services"]
-    ]  # fmt: skip
+    ]
     return header, rows
 
 
 def check_rows(summary: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
-    header = ["service", "hour", "replicas", "TTFT fluid", "simulated", "TPOT fluid", "simulated", "kept fluid", "simulated"]
+    header = [
+        "service",
+        "hour",
+        "replicas",
+        "TTFT fluid",
+        "simulated",
+        "TPOT fluid",
+        "simulated",
+        "kept fluid",
+        "simulated",
+    ]
 
     def ms(v: float | None) -> str:
         return "?" if v is None else f"{v * 1e3:,.0f} ms"
 
     rows = [
         [
-            r["service"], str(r["hour"]), f"{r['simulated_replicas']} of {r['replicas']}", ms(r["fluid_ttft_s"]),
-            ms(r["simulated_ttft_s"]), ms(r["fluid_tpot_s"]), ms(r["simulated_tpot_s"]), f"{r['fluid_attainment']:.1%}",
+            r["service"],
+            str(r["hour"]),
+            f"{r['simulated_replicas']} of {r['replicas']}",
+            ms(r["fluid_ttft_s"]),
+            ms(r["simulated_ttft_s"]),
+            ms(r["fluid_tpot_s"]),
+            ms(r["simulated_tpot_s"]),
+            f"{r['fluid_attainment']:.1%}",
             f"{r['simulated_attainment']:.1%}",
         ]
         for r in summary["checks"]
-    ]  # fmt: skip
+    ]
     return header, rows
 
 
@@ -54,30 +76,45 @@ def money_rows(s: Mapping[str, Any]) -> list[list[str]]:
     rows = [
         ["cards", f"{s['chips']:,} in {s['servers']:,} servers"],
         ["use of the cluster", f"{s['use']:.1%}: " + ", ".join(f"{k} {v:.1%}" for k, v in s["use_by_kind"].items())],
-        ["failures", ", ".join(f"{k} {v}" for k, v in s["jobs"]["failures"].items())
-         + f"; {s['jobs']['restarts']} restarts, {s['jobs']['evictions']} evictions"],
+        [
+            "failures",
+            ", ".join(f"{k} {v}" for k, v in s["jobs"]["failures"].items())
+            + f"; {s['jobs']['restarts']} restarts, {s['jobs']['evictions']} evictions",
+        ],
         ["power", f"{s['power_mw_mean']:.2f} MW mean, {s['power_mw_peak']:.2f} MW peak at the meter"],
         ["energy", f"{_spread(s['energy_kwh'], 1e-3)} MWh"],
         ["cost of the cluster", f"{_spread(s['cost_usd'], 1e-3)} thousand USD ({s['cost_usd']['driver']})"],
         ["of it, cards that served", f"{_spread(s['serving_cost_usd'], 1e-3)} thousand USD"],
         ["revenue of serving", f"{s['serving_revenue_usd'] / 1e3:,.1f} thousand USD at the list prices assumed"],
-        ["a million tokens served", f"{_spread(s['serving_usd_per_million_tokens'])} USD, {s['serving_joules_per_token']:.3g} J a token"],
+        [
+            "a million tokens served",
+            f"{_spread(s['serving_usd_per_million_tokens'])} USD, {s['serving_joules_per_token']:.3g} J a token",
+        ],
         ["customers", f"{s['customers']} ({s['customers_with_pooled_lengths']} with their service's pooled lengths)"],
-        ["metered", f"{m['requests']:,} requests drawn ({m['share_of_requests_drawn']:.1%}), {m['input_tokens']:,} + "
-         f"{m['output_tokens']:,} tokens; customers add up to the last token: {m['adds_up_to_the_last_token']}"],
-    ]  # fmt: skip
-    for t in s["training"]:
-        rows.append([
-            t["name"], f"{t['tokens_this_week'] / 1e12:.3g} of {t['tokens_wanted'] / 1e12:.3g} T tokens on {t['chips']:,} {t['chip']}, "
+        [
+            "metered",
+            f"{m['requests']:,} requests drawn ({m['share_of_requests_drawn']:.1%}), {m['input_tokens']:,} + "
+            f"{m['output_tokens']:,} tokens; customers add up to the last token: {m['adds_up_to_the_last_token']}",
+        ],
+    ]
+    rows += [
+        [
+            t["name"],
+            f"{t['tokens_this_week'] / 1e12:.3g} of {t['tokens_wanted'] / 1e12:.3g} T tokens on {t['chips']:,} {t['chip']}, "
             f"{_spread(t['tokens_per_s'], 1e-6)} M tokens/s, goodput {t['goodput']:.1%}, {t['stops']} stops",
-        ])  # fmt: skip
+        ]
+        for t in s["training"]
+    ]
     error = s["check_error"]
     if error["hours"]:
-        rows.append([
-            "fluid against simulated", f"{error['hours']} sampled hours: attainment {error['attainment_mean_difference']:+.1%} in the "
-            f"mean, {error['attainment_worst']:+.1%} at worst; TPOT within {np.expm1(error['tpot_median_abs_log'] or 0):.0%}, TTFT "
-            f"within {np.expm1(error['ttft_median_abs_log'] or 0):.0%} (medians)",
-        ])  # fmt: skip
+        rows.append(
+            [
+                "fluid against simulated",
+                f"{error['hours']} sampled hours: kept {error['attainment_mean_difference']:+.1%} in the "
+                f"mean, {error['attainment_worst']:+.1%} at worst; medians: TPOT within "
+                f"{np.expm1(error['tpot_median_abs_log'] or 0):.0%}, TTFT within {np.expm1(error['ttft_median_abs_log'] or 0):.0%}",
+            ]
+        )
     return rows
 
 
@@ -85,19 +122,36 @@ def comparison_rows(rows: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[
     def ratio(e: Mapping[str, Any]) -> str:
         return f"{e['ratio']:.2f} [{e['lo']:.2f} – {e['hi']:.2f}]"
 
-    header = ["week on", "serving cards", "serving USD", "J a token", "cluster USD", "training tokens", "spread driven by"]
+    header = [
+        "week on",
+        "serving cards",
+        "serving USD",
+        "J a token",
+        "cluster USD",
+        "training tokens",
+        "spread driven by",
+    ]
     return header, [
-        [r["name"], ratio(r["serving_chips"]), ratio(r["serving_usd"]), ratio(r["joules_per_token"]), ratio(r["cluster_usd"]),
-         "" if r["training_tokens_ratio"] is None else f"{r['training_tokens_ratio']:.2f}", r["driver"]]
+        [
+            r["name"],
+            ratio(r["serving_chips"]),
+            ratio(r["serving_usd"]),
+            ratio(r["joules_per_token"]),
+            ratio(r["cluster_usd"]),
+            "" if r["training_tokens_ratio"] is None else f"{r['training_tokens_ratio']:.2f}",
+            r["driver"],
+        ]
         for r in rows
-    ]  # fmt: skip
+    ]
 
 
 def html(week: CloudWeek) -> str:
     """The page of one week."""
     s, h = week.summary, week.hourly
     days = (h["hour"] / 24.0).tolist()
-    held = {k[7:]: v.tolist() for k, v in h.items() if k.startswith("chips: ") and k not in ("chips: queued", "chips: down")}
+    held = {
+        k[7:]: v.tolist() for k, v in h.items() if k.startswith("chips: ") and k not in ("chips: queued", "chips: down")
+    }
     power = {k[7:]: (v / 1e6).tolist() for k, v in h.items() if k.startswith("watts: ")}
     slo = {k[5:]: (days, (v * 100).tolist()) for k, v in h.items() if k.startswith("slo: ")}
     load = {k[16:]: (days, v.tolist()) for k, v in h.items() if k.startswith("requests_per_s: ")}
@@ -110,23 +164,39 @@ def html(week: CloudWeek) -> str:
         svg_charts.lines("Requests within their SLO", slo, "day", "%", y_range=(50.0, 100.0)),
         svg_charts.stacked("Power at the meter", days, power, "day", "MW"),
         svg_charts.lines("Cards out of service, and asked for in the queue", faults, "day", "cards"),
-        svg_charts.bars("Revenue of the 20 largest customers", {r["customer"]: r["revenue_usd"] / 1e3 for r in top}, "thousand USD"),
-        svg_charts.bars("Cost of the same customers", {r["customer"]: r["cost_usd"] / 1e3 for r in top}, "thousand USD"),
-        "<h2>The week</h2>", svg_charts.table(["", ""], money_rows(s)),
-        "<h2>Services</h2>", svg_charts.table(*service_rows(s)),
+        svg_charts.bars(
+            "Revenue of the 20 largest customers", {r["customer"]: r["revenue_usd"] / 1e3 for r in top}, "thousand USD"
+        ),
+        svg_charts.bars(
+            "Cost of the same customers", {r["customer"]: r["cost_usd"] / 1e3 for r in top}, "thousand USD"
+        ),
+        "<h2>The week</h2>",
+        svg_charts.table(["", ""], money_rows(s)),
+        "<h2>Services</h2>",
+        svg_charts.table(*service_rows(s)),
         "<h2>Fluid against simulated</h2><p>Sampled hours, other than those that the fluid rate was corrected in.</p>",
         svg_charts.table(*check_rows(s)),
-    ]  # fmt: skip
+    ]
     return svg_charts.page(f"A week of {s['name']}", parts)
 
 
 def comparison_html(rows: Sequence[Mapping[str, Any]]) -> str:
     """The page that compares weeks: each against the first."""
     parts = []
-    for key, title in (("serving_chips", "Cards that serve"), ("serving_usd", "Cost of serving"), ("joules_per_token", "Energy a token"),
-                       ("cluster_usd", "Cost of the whole cluster")):  # fmt: skip
-        parts.append(svg_charts.bars(f"{title}, over that of {rows[0]['name']}", {r["name"]: r[key]["ratio"] for r in rows}, "ratio",
-                                     spread={r["name"]: (r[key]["lo"], r[key]["hi"]) for r in rows}))  # fmt: skip
+    for key, title in (
+        ("serving_chips", "Cards that serve"),
+        ("serving_usd", "Cost of serving"),
+        ("joules_per_token", "Energy a token"),
+        ("cluster_usd", "Cost of the whole cluster"),
+    ):
+        parts.append(
+            svg_charts.bars(
+                f"{title}, over that of {rows[0]['name']}",
+                {r["name"]: r[key]["ratio"] for r in rows},
+                "ratio",
+                spread={r["name"]: (r[key]["lo"], r[key]["hi"]) for r in rows},
+            )
+        )
     parts.append(svg_charts.table(*comparison_rows(rows)))
     return svg_charts.page("The same week on other cards", parts)
 
@@ -135,7 +205,9 @@ def write(week: CloudWeek, folder: Path) -> None:
     """``hourly.parquet``, ``customers.parquet`` and ``report.html``."""
     import polars as pl
 
-    pl.DataFrame({k: np.asarray(v) for k, v in week.hourly.items()}).write_parquet(folder / "hourly.parquet", compression="zstd")
+    pl.DataFrame({k: np.asarray(v) for k, v in week.hourly.items()}).write_parquet(
+        folder / "hourly.parquet", compression="zstd"
+    )
     pl.DataFrame(week.customers).write_parquet(folder / "customers.parquet", compression="zstd")
     (folder / "report.html").write_text(html(week))
 

@@ -33,8 +33,9 @@ def _number(value: float) -> str:
 class _Frame:
     """Axes of a chart and the map from data to pixels."""
 
-    def __init__(self, title: str, x: tuple[float, float], y: tuple[float, float], labels: tuple[str, str],
-                 size: tuple[int, int]) -> None:  # fmt: skip
+    def __init__(
+        self, title: str, x: tuple[float, float], y: tuple[float, float], labels: tuple[str, str], size: tuple[int, int]
+    ) -> None:
         self.width, self.height = size
         self.x_ticks = [t for t in _ticks(*x, 8) if x[0] - 1e-9 <= t <= x[1] + 1e-9] or [x[0]]
         self.y_ticks = _ticks(*y)
@@ -47,17 +48,25 @@ class _Frame:
         ]
         for t in self.y_ticks:
             y_px = self.py(t)
-            self.parts.append(f'<line x1="{_LEFT}" x2="{self.width - _RIGHT}" y1="{y_px:.1f}" y2="{y_px:.1f}" stroke="#e3e2e0"/>')
-            self.parts.append(f'<text x="{_LEFT - 6}" y="{y_px + 4:.1f}" text-anchor="end" fill="#555">{_number(t)}</text>')
+            self.parts.append(
+                f'<line x1="{_LEFT}" x2="{self.width - _RIGHT}" y1="{y_px:.1f}" y2="{y_px:.1f}" stroke="#e3e2e0"/>'
+            )
+            self.parts.append(
+                f'<text x="{_LEFT - 6}" y="{y_px + 4:.1f}" text-anchor="end" fill="#555">{_number(t)}</text>'
+            )
         for t in self.x_ticks:
             self.parts.append(
-                f'<text x="{self.px(t):.1f}" y="{self.height - _BOTTOM + 16}" text-anchor="middle" fill="#555">{_number(t)}</text>'
+                f'<text x="{self.px(t):.1f}" y="{self.height - _BOTTOM + 16}" text-anchor="middle" fill="#555">'
+                f"{_number(t)}</text>"
             )
         middle = (_LEFT + self.width - _RIGHT) / 2
-        self.parts.append(f'<text x="{middle:.0f}" y="{self.height - 8}" text-anchor="middle">{escape(labels[0])}</text>')
+        self.parts.append(
+            f'<text x="{middle:.0f}" y="{self.height - 8}" text-anchor="middle">{escape(labels[0])}</text>'
+        )
         centre = (_TOP + self.height - _BOTTOM) / 2
         self.parts.append(
-            f'<text x="14" y="{centre:.0f}" text-anchor="middle" transform="rotate(-90 14 {centre:.0f})">{escape(labels[1])}</text>'
+            f'<text x="14" y="{centre:.0f}" text-anchor="middle" transform="rotate(-90 14 {centre:.0f})">'
+            f"{escape(labels[1])}</text>"
         )
 
     def px(self, x: float) -> float:
@@ -72,7 +81,9 @@ class _Frame:
             width = 22 + 7 * len(name)
             if x + width > self.width - _RIGHT:
                 x, y = _LEFT + 8.0, y + 16
-            self.parts.append(f'<rect x="{x:.0f}" y="{y - 9:.0f}" width="10" height="10" fill="{PALETTE[k % len(PALETTE)]}"/>')
+            self.parts.append(
+                f'<rect x="{x:.0f}" y="{y - 9:.0f}" width="10" height="10" fill="{PALETTE[k % len(PALETTE)]}"/>'
+            )
             self.parts.append(f'<text x="{x + 14:.0f}" y="{y:.0f}">{escape(name)}</text>')
             x += width
 
@@ -81,10 +92,15 @@ class _Frame:
 
 
 def lines(
-    title: str, series: Mapping[str, tuple[Sequence[float], Sequence[float]]], x_label: str, y_label: str, *,
-    y_range: tuple[float, float] | None = None, size: tuple[int, int] = (820, 340),
+    title: str,
+    series: Mapping[str, tuple[Sequence[float], Sequence[float]]],
+    x_label: str,
+    y_label: str,
+    *,
+    y_range: tuple[float, float] | None = None,
+    size: tuple[int, int] = (820, 340),
     bands: Mapping[str, tuple[Sequence[float], Sequence[float]]] | None = None,
-) -> str:  # fmt: skip
+) -> str:
     """A line a series, name -> (x, y); a band (lo, hi) behind it where ``bands`` has one. Gaps are NaN."""
     xs = [x for a, _ in series.values() for x in a]
     ys = [y for _, b in series.values() for y in b if math.isfinite(y)]
@@ -113,9 +129,15 @@ def lines(
 
 
 def stacked(
-    title: str, x: Sequence[float], series: Mapping[str, Sequence[float]], x_label: str, y_label: str, *,
-    limit: float | None = None, size: tuple[int, int] = (820, 340),
-) -> str:  # fmt: skip
+    title: str,
+    x: Sequence[float],
+    series: Mapping[str, Sequence[float]],
+    x_label: str,
+    y_label: str,
+    *,
+    limit: float | None = None,
+    size: tuple[int, int] = (820, 340),
+) -> str:
     """Areas on top of each other; ``limit`` draws a dashed line (a capacity)."""
     base = [0.0] * len(x)
     tops: list[list[float]] = []
@@ -142,9 +164,14 @@ def stacked(
 
 
 def bars(
-    title: str, values: Mapping[str, float], x_label: str, *, spread: Mapping[str, tuple[float, float]] | None = None,
-    width: int = 820, colours: Mapping[str, int] | None = None,
-) -> str:  # fmt: skip
+    title: str,
+    values: Mapping[str, float],
+    x_label: str,
+    *,
+    spread: Mapping[str, tuple[float, float]] | None = None,
+    width: int = 820,
+    colours: Mapping[str, int] | None = None,
+) -> str:
     """Horizontal bars, one a name, with whiskers where ``spread`` has (lo, hi)."""
     if not values:
         return f"<p>{escape(title)}: no data</p>"
@@ -165,7 +192,9 @@ def bars(
     ]
     for t in ticks:
         parts.append(f'<line x1="{px(t):.1f}" x2="{px(t):.1f}" y1="{_TOP}" y2="{height - _BOTTOM}" stroke="#e3e2e0"/>')
-        parts.append(f'<text x="{px(t):.1f}" y="{height - _BOTTOM + 16}" text-anchor="middle" fill="#555">{_number(t)}</text>')
+        parts.append(
+            f'<text x="{px(t):.1f}" y="{height - _BOTTOM + 16}" text-anchor="middle" fill="#555">{_number(t)}</text>'
+        )
     for k, (name, value) in enumerate(values.items()):
         y = _TOP + 22 * k
         colour = PALETTE[(colours or {}).get(name, 0) % len(PALETTE)]
@@ -176,11 +205,12 @@ def bars(
         if name in spread:
             low, high = (px(v) for v in spread[name])
             parts.append(f'<line x1="{low:.1f}" x2="{high:.1f}" y1="{y + 11}" y2="{y + 11}" stroke="#222"/>')
-            for w in (low, high):
-                parts.append(f'<line x1="{w:.1f}" x2="{w:.1f}" y1="{y + 7}" y2="{y + 15}" stroke="#222"/>')
+            parts += [f'<line x1="{w:.1f}" x2="{w:.1f}" y1="{y + 7}" y2="{y + 15}" stroke="#222"/>' for w in (low, high)]
             end = max(end, high)
         parts.append(f'<text x="{end + 5:.1f}" y="{y + 15}" fill="#333">{_number(value)}</text>')
-    parts.append(f'<text x="{(left + width - 90) / 2:.0f}" y="{height - 8}" text-anchor="middle">{escape(x_label)}</text>')
+    parts.append(
+        f'<text x="{(left + width - 90) / 2:.0f}" y="{height - 8}" text-anchor="middle">{escape(x_label)}</text>'
+    )
     return "".join(parts) + "</svg>"
 
 

@@ -57,8 +57,12 @@ def test_a_gang_starts_whole_or_not_at_all_and_in_its_group() -> None:
 
 def test_types_and_shares_are_respected() -> None:
     nodes = [Node("a", 8000, 8000, 1, "A"), Node("b", 8000, 8000, 1, "B")]
-    jobs = [job("b1", 0, 10, as_task("w", 1, types=("B",))), job("b2", 0, 10, as_task("w", 1, types=("B",))),
-            job("s1", 0, 10, as_task("w", 1, milli=600)), job("s2", 0, 10, as_task("w", 1, milli=400))]  # fmt: skip
+    jobs = [
+        job("b1", 0, 10, as_task("w", 1, types=("B",))),
+        job("b2", 0, 10, as_task("w", 1, types=("B",))),
+        job("s1", 0, 10, as_task("w", 1, milli=600)),
+        job("s2", 0, 10, as_task("w", 1, milli=400)),
+    ]
     week = run_week(nodes, jobs, PLAIN, horizon_s=100)
     assert (started(week, "b1"), started(week, "b2")) == (0, 10)
     assert (started(week, "s1"), started(week, "s2")) == (0, 0)
@@ -88,8 +92,11 @@ def test_no_preemption_without_the_rule() -> None:
 def test_quota_is_guaranteed_borrowed_and_reclaimed() -> None:
     nodes = uniform_cluster(2, 2, "x")
     tenants = [Tenant("a", (("x", 2),)), Tenant("b", (("x", 2),))]
-    jobs = [job("a1", 0, 100, TWO, tenant="a"), job("a2", 0, 100, TWO, tenant="a", checkpoint_s=1.0),
-            job("b1", 30, 20, TWO, tenant="b")]  # fmt: skip
+    jobs = [
+        job("a1", 0, 100, TWO, tenant="a"),
+        job("a2", 0, 100, TWO, tenant="a", checkpoint_s=1.0),
+        job("b1", 30, 20, TWO, tenant="b"),
+    ]
     week = run_week(nodes, jobs, Rules(quotas=True, restart_s=0.0), tenants, horizon_s=1000)
     assert started(week, "a2") == 0, "borrowed while idle"
     assert started(week, "b1") == 30, "reclaimed at once"
@@ -100,15 +107,23 @@ def test_quota_is_guaranteed_borrowed_and_reclaimed() -> None:
 
 def test_fair_share_and_drf_take_turns() -> None:
     nodes = uniform_cluster(1, 4, "x", cpu_milli=16_000)
-    jobs = [job(f"a{i}", 0, 10, TWO, tenant="a") for i in range(6)] + [job(f"b{i}", 0, 10, TWO, tenant="b") for i in range(2)]
+    jobs = [job(f"a{i}", 0, 10, TWO, tenant="a") for i in range(6)] + [
+        job(f"b{i}", 0, 10, TWO, tenant="b") for i in range(2)
+    ]
     fifo = run_week(nodes, jobs, PLAIN, horizon_s=1000)
     assert started(fifo, "b0") == 30
     fair = run_week(nodes, jobs, Rules(queue="fair", restart_s=0.0), horizon_s=1000)
     assert (started(fair, "b0"), started(fair, "b1")) == (10, 20), "a holds both places until 10, then they take turns"
     # Under DRF the CPU counts: "c" holds one chip and most of the CPU, so "d" with its two chips goes next.
     heavy, light = as_task("c", 1, cpu_milli=10_000), as_task("d", 1, cpu_milli=1_000)
-    more = [job("c0", 0, 100, heavy, tenant="c"), job("d0", 0, 100, light, tenant="d"), job("d1", 0, 100, light, tenant="d"),
-            job("first", 0, 10, light, tenant="e"), job("c1", 1, 10, light, tenant="c"), job("d2", 2, 10, light, tenant="d")]  # fmt: skip
+    more = [
+        job("c0", 0, 100, heavy, tenant="c"),
+        job("d0", 0, 100, light, tenant="d"),
+        job("d1", 0, 100, light, tenant="d"),
+        job("first", 0, 10, light, tenant="e"),
+        job("c1", 1, 10, light, tenant="c"),
+        job("d2", 2, 10, light, tenant="d"),
+    ]
     by_queue = {q: run_week(nodes, more, Rules(queue=q, restart_s=0.0), horizon_s=1000) for q in ("fair", "drf")}
     assert (started(by_queue["fair"], "c1"), started(by_queue["fair"], "d2")) == (10, 20)
     assert (started(by_queue["drf"], "c1"), started(by_queue["drf"], "d2")) == (20, 10)
@@ -125,7 +140,9 @@ def test_failures_restart_jobs_repair_nodes_and_spares_step_in() -> None:
     assert ended(spare, "a") == pytest.approx(35 + 5 + 80)
     chip = run_week(nodes[:1], jobs, Rules(restart_s=0.0), failures=[Failure(25.0, "chip", 0, 1, 50.0)], horizon_s=1000)
     assert ended(chip, "a") == pytest.approx(75 + 80)
-    soft = run_week(nodes[:1], jobs, Rules(restart_s=0.0), failures=[Failure(25.0, "software", 0, 0, 0.0)], horizon_s=1000)
+    soft = run_week(
+        nodes[:1], jobs, Rules(restart_s=0.0), failures=[Failure(25.0, "software", 0, 0, 0.0)], horizon_s=1000
+    )
     assert ended(soft, "a") == pytest.approx(25 + 80)
     rack = run_week(nodes, jobs, Rules(restart_s=0.0), failures=[Failure(25.0, "rack", 0, 0, 30.0)], horizon_s=1000)
     assert ended(rack, "a") == pytest.approx(55 + 80)
@@ -134,19 +151,42 @@ def test_failures_restart_jobs_repair_nodes_and_spares_step_in() -> None:
 
 JOBS = st.lists(
     st.tuples(
-        st.floats(0, 500), st.floats(1, 200), st.sampled_from([(1, 1000), (1, 300), (2, 1000), (4, 1000), (0, 0)]),
-        st.integers(1, 3), st.integers(0, 2), st.sampled_from(["", "", "rack", "pod"]), st.sampled_from([0.0, 20.0]),
-        st.sampled_from(["a", "b", "c"]), st.sampled_from([(), ("A",), ("B",)]),
+        st.floats(0, 500),
+        st.floats(1, 200),
+        st.sampled_from([(1, 1000), (1, 300), (2, 1000), (4, 1000), (0, 0)]),
+        st.integers(1, 3),
+        st.integers(0, 2),
+        st.sampled_from(["", "", "rack", "pod"]),
+        st.sampled_from([0.0, 20.0]),
+        st.sampled_from(["a", "b", "c"]),
+        st.sampled_from([(), ("A",), ("B",)]),
     ),
-    min_size=1, max_size=40,
-)  # fmt: skip
+    min_size=1,
+    max_size=40,
+)
 RULES = st.builds(
-    Rules, policy=st.sampled_from(["bestfit", "fgd", "fgdcpu", "gpupacking", "firstfit", "random"]), queue=st.sampled_from(["fifo", "fair", "drf"]),
-    backfill=st.booleans(), preempt=st.booleans(), quotas=st.booleans(), borrow=st.booleans(), compact=st.booleans(),
-    restart_s=st.sampled_from([0.0, 7.0]), spares=st.integers(0, 1), depth=st.sampled_from([1, 64]),
-)  # fmt: skip
-FAILS = st.lists(st.tuples(st.floats(0, 600), st.sampled_from(["chip", "host", "rack", "software"]), st.integers(0, 1),
-                           st.integers(0, 3), st.floats(1, 100)), max_size=5)  # fmt: skip
+    Rules,
+    policy=st.sampled_from(["bestfit", "fgd", "fgdcpu", "gpupacking", "firstfit", "random"]),
+    queue=st.sampled_from(["fifo", "fair", "drf"]),
+    backfill=st.booleans(),
+    preempt=st.booleans(),
+    quotas=st.booleans(),
+    borrow=st.booleans(),
+    compact=st.booleans(),
+    restart_s=st.sampled_from([0.0, 7.0]),
+    spares=st.integers(0, 1),
+    depth=st.sampled_from([1, 64]),
+)
+FAILS = st.lists(
+    st.tuples(
+        st.floats(0, 600),
+        st.sampled_from(["chip", "host", "rack", "software"]),
+        st.integers(0, 1),
+        st.integers(0, 3),
+        st.floats(1, 100),
+    ),
+    max_size=5,
+)
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -154,11 +194,27 @@ FAILS = st.lists(st.tuples(st.floats(0, 600), st.sampled_from(["chip", "host", "
 def test_nothing_is_given_twice_and_no_work_is_lost_from_sight(jobs, rules, fails) -> None:  # type: ignore[no-untyped-def]
     nodes = [Node(f"n{i}", 64_000, 1000, 4, "AB"[i % 2], i // 2, i, i // 4) for i in range(6)]
     listed = [
-        Job(f"j{i}", tenant, at, lasts, as_task("w", n, milli=m, cpu_milli=1000, types=types), workers, priority, topology, checkpoint)
+        Job(
+            f"j{i}",
+            tenant,
+            at,
+            lasts,
+            as_task("w", n, milli=m, cpu_milli=1000, types=types),
+            workers,
+            priority,
+            topology,
+            checkpoint,
+        )
         for i, (at, lasts, (n, m), workers, priority, topology, checkpoint, tenant, types) in enumerate(jobs)
     ]
-    cluster = Cluster(nodes, listed, rules, [Tenant("a", (("A", 4), ("B", 2)), 2.0), Tenant("b", (("A", 4),))],
-                      [Failure(*f) for f in fails], horizon_s=5000)  # fmt: skip
+    cluster = Cluster(
+        nodes,
+        listed,
+        rules,
+        [Tenant("a", (("A", 4), ("B", 2)), 2.0), Tenant("b", (("A", 4),))],
+        [Failure(*f) for f in fails],
+        horizon_s=5000,
+    )
     for until in (50, 200, 500, 900, 5000):
         cluster.advance(until)
         cluster.check_integrity()
@@ -224,7 +280,10 @@ def test_metas_law_from_8_to_131072_gpus() -> None:
         (lambda: Cluster(uniform_cluster(2, 2, "x"), [], PLAIN), TrivetError),
         (lambda: Cluster(uniform_cluster(2, 2, "x"), [job("j", 0, 1)], Rules(spares=2)), TrivetError),
         (lambda: Cluster(uniform_cluster(2, 2, "x"), [job("j", 0, 1)], PLAIN, [Tenant("a", (("y", 1),))]), UnknownName),
-        (lambda: Cluster(uniform_cluster(2, 2, "x"), [job("j", 0, 1)], PLAIN, (), [Failure(0, "host", 9, 0, 1)]), TrivetError),
+        (
+            lambda: Cluster(uniform_cluster(2, 2, "x"), [job("j", 0, 1)], PLAIN, (), [Failure(0, "host", 9, 0, 1)]),
+            TrivetError,
+        ),
     ],
 )
 def test_bad_input_is_refused(make, error) -> None:  # type: ignore[no-untyped-def]

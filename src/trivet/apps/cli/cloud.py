@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any
 
 import typer
 
@@ -14,11 +16,15 @@ from trivet.errors import TrivetError
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
 
+def _told(report: Callable[[str, int, int], None], name: str, what: str, done: int, total: int) -> None:
+    report(f"{name}: {what}", done, total)
+
+
 @app.command()
 def cloud(
     scenarios: Annotated[list[Path], typer.Argument(help="Scenario (.yaml); several are compared with the first.")],
-    seed: Annotated[Optional[int], typer.Option(help="Instead of the scenario's own.")] = None,
-    out: Annotated[Optional[Path], typer.Option("-o", "--out", help="Folder for summary.json, report.html, hourly.parquet, "
+    seed: Annotated[int | None, typer.Option(help="Instead of the scenario's own.")] = None,
+    out: Annotated[Path | None, typer.Option("-o", "--out", help="Folder for summary.json, report.html, hourly.parquet, "
                                                                      "customers.parquet.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print summary.json instead of tables.")] = False,
 ) -> None:  # fmt: skip
@@ -26,8 +32,9 @@ def cloud(
     from trivet.apps.cli.screen import progress
     from trivet.interop.clients import read_clients
     from trivet.interop.yaml_files import read_yaml
+    from trivet.loop.cloud_compare import compare
     from trivet.loop.cloud_scenario import parse
-    from trivet.loop.cloud_week import CloudWeek, compare, run_cloud
+    from trivet.loop.cloud_week import run_cloud
     from trivet.model.config import read as read_model
     from trivet.report import cloud_report
 
@@ -36,13 +43,12 @@ def cloud(
     names = [s.name for s in parsed]
     if len(set(names)) != len(names):
         raise TrivetError("two scenarios have one name", field="name", allowed="a name each")
-    weeks: list[CloudWeek] = []
     with progress(enabled=not as_json) as report:
-        for s in parsed:
-            weeks.append(run_cloud(s, read_clients(s.customers), read_model,
-                                   lambda what, a, b, s=s: report(f"{s.name}: {what}", a, b)))  # fmt: skip
+        weeks = [run_cloud(s, read_clients(s.customers), read_model, partial(_told, report, s.name)) for s in parsed]
     comparison = compare([w.summary for w in weeks]) if len(weeks) > 1 else []
-    content: dict[str, Any] = weeks[0].summary if len(weeks) == 1 else {"weeks": [w.summary for w in weeks], "comparison": comparison}
+    content: dict[str, Any] = weeks[0].summary
+    if len(weeks) > 1:
+        content = {"weeks": [w.summary for w in weeks], "comparison": comparison}
     text = json.dumps(content, indent=1, allow_nan=False) + "\n"
     if out is not None:
         from trivet.interop.results import result_folder

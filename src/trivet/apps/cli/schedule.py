@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 
@@ -29,6 +31,10 @@ def _seeds(text: str) -> list[int]:
     return out
 
 
+def _told(report: Callable[[str, int, int], None], what: str, done: int) -> None:
+    report(what, done, 0)
+
+
 @app.command()
 def schedule(
     nodes: Annotated[Path, typer.Option(help="Node list: sn, cpu_milli, memory_mib, gpu, model; CSV, plain or .gz.")],
@@ -38,7 +44,7 @@ def schedule(
     seed: Annotated[str, typer.Option(help="Seed, list or range (42-51).")] = "42",
     tune: Annotated[float, typer.Option(help="Raise requests to this multiple of the GPUs by clones; 0 = as they are.")] = 0.0,
     plain: Annotated[bool, typer.Option("--plain", help="The plain Python reference instead of the compiled loop.")] = False,
-    out: Annotated[Optional[Path], typer.Option("-o", "--out", help="Folder for placements.parquet, summary.json, "
+    out: Annotated[Path | None, typer.Option("-o", "--out", help="Folder for placements.parquet, summary.json, "
                                                                      "report.html.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print summary.json instead of a table.")] = False,
 ) -> None:  # fmt: skip
@@ -65,7 +71,7 @@ def schedule(
                 total = len(policies) * len(seeds)
                 runs.append((
                     place(node_list, task_list, name, seed=s, tune=tune, plain=plain,
-                          progress=lambda k, n=name, i=step: report(f"{n} {i + 1}/{total}", k, 0)), s,
+                          progress=partial(_told, report, f"{name} {step + 1}/{total}")), s,
                 ))  # fmt: skip
     summaries = [cluster_report.summary(run, s, tune) for run, s in runs]
     text = json.dumps(cluster_report.combined(summaries), indent=1, allow_nan=False) + "\n"

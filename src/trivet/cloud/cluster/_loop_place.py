@@ -323,10 +323,12 @@ def scan(code, c, members, member_count, cpu_price, nodes, classes, typ, store, 
             s = info[i].state
             known = row[s]
             if known == UNKNOWN:
-                value, _ = fgd_score(code == FGD, known_states[s].frag, known_states[s].cpu, s_left[s], known_states[s].n, known_states[s].kind,
-                                     cpu_ask, milli, num, typ, scratch)  # fmt: skip
+                now = known_states[s]
+                value, _ = fgd_score(
+                    code == FGD, now.frag, now.cpu, s_left[s], now.n, now.kind, cpu_ask, milli, num, typ, scratch
+                )
                 if code == FGDCPU:
-                    value = priced(value, known_states[s].cpu - cpu_ask, info[i].total - ask, cpu_price)
+                    value = priced(value, now.cpu - cpu_ask, info[i].total - ask, cpu_price)
                 known = np.float32(value)
                 row[s] = known
             score = float(known)
@@ -396,7 +398,8 @@ def restate(i, nodes, typ, store, scratch):
     info[i].state = s
     while used[1] < used[0]:
         r = used[1]
-        known_states[r].frag = fragmentation(known_states[r].cpu, store.left[r], known_states[r].n, known_states[r].kind, typ, scratch)
+        new = known_states[r]
+        known_states[r].frag = fragmentation(new.cpu, store.left[r], new.n, new.kind, typ, scratch)
         used[1] = r + 1
 
 

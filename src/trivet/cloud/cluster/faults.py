@@ -112,12 +112,24 @@ def draw(nodes: Sequence[Node], model: FaultModel, horizon_s: float, seed: int, 
     def value(fact: Fact) -> float:
         return fact.value or 0.0
 
-    exposure = {"chip": float(chips.sum()), "host": float(len(nodes)), "rack": float(len(racks)), "software": float(len(nodes))}
-    rate = {"chip": model.chip_per_day, "host": model.host_per_day, "rack": model.rack_per_day, "software": model.software_per_day}
+    exposure = {
+        "chip": float(chips.sum()),
+        "host": float(len(nodes)),
+        "rack": float(len(racks)),
+        "software": float(len(nodes)),
+    }
+    rate = {
+        "chip": model.chip_per_day,
+        "host": model.host_per_day,
+        "rack": model.rack_per_day,
+        "software": model.software_per_day,
+    }
     repair = {"chip": model.chip_repair_s, "host": model.host_repair_s, "rack": model.rack_repair_s}
     out = []
     for kind in KINDS:
-        for time_s in np.sort(rng.uniform(0.0, horizon_s, rng.poisson(value(rate[kind]) * exposure[kind] * days * scale))):
+        for time_s in np.sort(
+            rng.uniform(0.0, horizon_s, rng.poisson(value(rate[kind]) * exposure[kind] * days * scale))
+        ):
             device, fixed = 0, 0.0
             if kind == "chip":
                 at = int(rng.choice(len(nodes), p=chips / chips.sum()))

@@ -265,5 +265,5 @@ def find_policy(name: str) -> Score:
         loaded = plugins[name].load()
         if not callable(loaded):
             raise TrivetError(f"the plug-in {name} is not a function", field="policy")
-        return loaded  # type: ignore[no-any-return]
+        return loaded
     raise UnknownName(f"no placement policy {name!r}", field="policy", allowed=[*POLICIES, *plugins])

@@ -98,9 +98,9 @@ class Cluster:
         self, nodes: Sequence[Node], jobs: Sequence[Job], rules: Rules, tenants: Sequence[Tenant] = (),
         failures: Sequence[Failure] = (), *, horizon_s: float = WEEK_S, seed: int = 0,
     ) -> None:  # fmt: skip
-        from trivet.cloud.cluster import _loop_place, _loop_week
+        from trivet.cloud.cluster import _loop_desk, _loop_place, _loop_week
 
-        self._loop, self._place, self.rules, self.horizon_s = _loop_week, _loop_place, rules, horizon_s
+        self._loop, self._desk_of, self.rules, self.horizon_s = _loop_week, _loop_desk, rules, horizon_s
         self.jobs, self.nodes = tuple(by_arrival(jobs)), tuple(nodes)
         if not self.jobs:
             raise TrivetError("no jobs", field="jobs", allowed="at least one")
@@ -126,14 +126,17 @@ class Cluster:
         tenant = {n: i for i, n in enumerate(names)}
         kind = {k: i for i, k in enumerate(self.kinds)}
         shapes: dict[tuple[int, ...], int] = {}
-        table = np.zeros(len(self.jobs), self._loop.JOB)
+        table = np.zeros(len(self.jobs), self._desk_of.JOB)
         for name in ("next", "first_start", "finish"):
             table[name] = -1
         table["arrival"], table["work"] = [j.arrival_s for j in self.jobs], [j.duration_s for j in self.jobs]
         table["remaining"], table["cls"] = table["work"], cls
         table["workers"] = [j.workers for j in self.jobs]
         table["tenant"], table["kind"] = [tenant[j.tenant] for j in self.jobs], [kind[j.kind] for j in self.jobs]
-        table["priority"], table["level"] = [j.priority for j in self.jobs], [LEVELS.index(j.topology) for j in self.jobs]
+        table["priority"], table["level"] = (
+            [j.priority for j in self.jobs],
+            [LEVELS.index(j.topology) for j in self.jobs],
+        )
         table["checkpoint"], table["milli"] = [j.checkpoint_s for j in self.jobs], [j.chip_milli for j in self.jobs]
         for i, j in enumerate(self.jobs):
             key = (int(cls[i]), j.workers, int(table["level"][i]), j.priority if self.rules.preempt else 0,
@@ -141,12 +144,12 @@ class Cluster:
             table["shape"][i] = shapes.setdefault(key, len(shapes))
         table["first"] = np.cumsum(table["workers"]) - table["workers"]
         places = int(table["workers"].sum())
-        self._work = self._loop.Work(table, np.full(places, -1, np.int64), np.zeros(places, np.uint64),
+        self._work = self._desk_of.Work(table, np.full(places, -1, np.int64), np.zeros(places, np.uint64),
                                      np.zeros(len(self.jobs), np.int64))  # fmt: skip
         self._shapes = len(shapes)
 
     def _make_site(self, names: list[str], known: dict[str, Tenant], failures: Sequence[Failure]) -> None:
-        table, loop, n = node_table(self.nodes), self._loop, len(self.nodes)
+        table, n = node_table(self.nodes), len(self.nodes)
         models = table.models
         index = {m: k for k, m in enumerate(models)}
         # A tenant that is not listed has no quota: all that it holds is borrowed.
@@ -164,25 +167,25 @@ class Cluster:
             limit = int(table.rack.max()) + 1 if f.kind == "rack" else n
             if not 0 <= f.at < limit:
                 raise TrivetError(f"{f.kind} {f.at} is not there", field="failures", allowed=f"0 to {limit - 1}")
-        faults = records(loop.FAULT, t=[f.time_s for f in listed], kind=[KINDS.index(f.kind) for f in listed],
+        faults = records(self._desk_of.FAULT, t=[f.time_s for f in listed], kind=[KINDS.index(f.kind) for f in listed],
                          at=[f.at for f in listed], device=[f.device for f in listed],
                          repair=[f.repair_s for f in listed])  # fmt: skip
         group = np.stack([np.zeros(n, np.int64), table.rack, table.domain, table.pod])
-        self._site = loop.Site(group, quota, capacity, faults, np.zeros((n, 2), np.int64),
+        self._site = self._desk_of.Site(group, quota, capacity, faults, np.zeros((n, 2), np.int64),
                                np.zeros((n, self._nodes.left.shape[1]), np.int64), np.zeros(len(KINDS), np.int64))  # fmt: skip
         self._make_desk(len(names), len(models), len(listed))
 
     def _make_desk(self, tenants: int, models: int, failures: int) -> None:
-        loop, rules = self._loop, self.rules
-        settings = np.zeros(1, loop.RULES)
+        rules = self.rules
+        settings = np.zeros(1, self._desk_of.RULES)
         settings[0] = (QUEUE_ORDERS.index(rules.queue), rules.backfill, rules.depth, rules.preempt, rules.quotas, rules.borrow,
                        rules.compact, rules.restart_s, rules.spare_s)  # fmt: skip
-        state = np.zeros(1, loop.DESK)
+        state = np.zeros(1, self._desk_of.DESK)
         state["shadow_of"] = -1
         queues = 1 if rules.queue == "fifo" else tenants
         hours = max(math.ceil(self.horizon_s / HOUR_S), 1)
-        self._desk = loop.Desk(
-            settings, state, np.zeros(2 * len(self.jobs) + 2 * failures + 1024, loop.EVENT),
+        self._desk = self._desk_of.Desk(
+            settings, state, np.zeros(2 * len(self.jobs) + 2 * failures + 1024, self._desk_of.EVENT),
             np.full((queues, 2), -1, np.int64), np.full((self._shapes, 2), -1, np.int64),
             np.zeros((tenants, models + 2), np.int64), np.zeros(len(self.kinds)), np.zeros((hours, len(self.kinds) + 3)),
         )  # fmt: skip
@@ -190,10 +193,14 @@ class Cluster:
     def _hold_spares(self) -> None:
         """The last nodes are spares: there, but out of service until a host fails."""
         if self.rules.spares >= len(self.nodes):
-            raise TrivetError(f"{self.rules.spares} of {len(self.nodes)} nodes", field="spares", allowed="fewer than the nodes")
+            raise TrivetError(
+                f"{self.rules.spares} of {len(self.nodes)} nodes", field="spares", allowed="fewer than the nodes"
+            )
         for i in range(len(self.nodes) - self.rules.spares, len(self.nodes)):
-            self._site.flags[i, 1] = self._loop.HELD
-            self._loop.set_node(i, 1, self._code, self._desk, self._site, self._nodes, self._typ, self._store, self._scratch)
+            self._site.flags[i, 1] = self._desk_of.HELD
+            self._loop.set_node(
+                i, 1, self._code, self._desk, self._site, self._nodes, self._typ, self._store, self._scratch
+            )
         self._desk.now["spares"] = self.rules.spares
 
     def advance(self, until_s: float) -> None:
@@ -229,9 +236,13 @@ class Cluster:
                 for d in devices:
                     left[i, d] += task.chip_milli
         for i, node in enumerate(self.nodes):
-            down = self._loop.DOWN if self._site.flags[i, 0] > 0 else 0
+            down = self._desk_of.DOWN if self._site.flags[i, 0] > 0 else 0
             whole = [WHOLE * (self._site.device_down[i, d] == 0) for d in range(node.chips)]
-            if cpu[i] + down != node.cpu_milli or memory[i] != node.memory_mib or left[i, : node.chips].tolist() != whole:
+            if (
+                cpu[i] + down != node.cpu_milli
+                or memory[i] != node.memory_mib
+                or left[i, : node.chips].tolist() != whole
+            ):
                 raise TrivetError(f"node {node.name} does not add up", field="integrity")
 
     def result(self) -> Week:
@@ -240,7 +251,9 @@ class Cluster:
         held = table["chip_seconds"].copy()
         for j in self.running():
             held[j] += self.jobs[j].chip_milli / WHOLE * (now - table["started"][j])
-        hourly = self._desk.integral / np.clip(now - HOUR_S * np.arange(len(self._desk.integral)), 1e-9, HOUR_S)[:, None]
+        hourly = (
+            self._desk.integral / np.clip(now - HOUR_S * np.arange(len(self._desk.integral)), 1e-9, HOUR_S)[:, None]
+        )
         hourly[:, : len(self.kinds) + 2] /= WHOLE
         return Week(
             self.jobs, self.kinds, now, table["status"].copy(), table["first_start"].copy(), table["finish"].copy(),
@@ -264,7 +277,9 @@ def run_week(
     return cluster.result()
 
 
-def as_task(name: str, chips: int, *, milli: int = WHOLE, cpu_milli: int = 0, memory_mib: int = 0, types: Sequence[str] = ()) -> Task:
+def as_task(
+    name: str, chips: int, *, milli: int = WHOLE, cpu_milli: int = 0, memory_mib: int = 0, types: Sequence[str] = ()
+) -> Task:
     """A worker of ``chips`` chips."""
     return Task(name, cpu_milli, memory_mib, chips, milli if chips else 0, tuple(types))
 
