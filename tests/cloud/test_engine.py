@@ -16,7 +16,9 @@ from trivet.model.config import read
 from trivet.model.parallel import Layout
 
 
-def deployment(model: str = "Qwen/Qwen3-32B", part: str = "h100", tp: int = 4, engine: str = "vllm", **layout: int) -> Deployment:
+def deployment(
+    model: str = "Qwen/Qwen3-32B", part: str = "h100", tp: int = 4, engine: str = "vllm", **layout: int
+) -> Deployment:
     return Deployment(read(model), chip(part), Layout(tp=tp, **layout), EngineSettings(engine=engine))
 
 
@@ -51,7 +53,11 @@ def test_components_add_up() -> None:
     constants = profile("vllm")
     double = replace(constants, weights={k: 2 * v for k, v in constants.weights.items()})
     one, two = assemble(parts, constants), assemble(parts, double)
-    fixed = sum(constants.floors[k] * parts.decode_floor[i] for i, k in enumerate(KINDS)) + constants.graph_s + constants.layer_s * 64
+    fixed = (
+        sum(constants.floors[k] * parts.decode_floor[i] for i, k in enumerate(KINDS))
+        + constants.graph_s
+        + constants.layer_s * 64
+    )
     assert two.graph_s - fixed == pytest.approx(2 * (one.graph_s - fixed))
     assert two.decode_attention_s == pytest.approx(2 * one.decode_attention_s)
     assert two.mixed_s == pytest.approx(one.mixed_s)

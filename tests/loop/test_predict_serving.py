@@ -76,7 +76,9 @@ def test_precision() -> None:
 
 
 def test_ranks_follow_from_batch_and_experts() -> None:
-    found = case(model="deepseek-ai/DeepSeek-R1", chip="b200", weights="nvfp4", tp="4", moe_tp="1", moe_ep="4", batch_size="4")
+    found = case(
+        model="deepseek-ai/DeepSeek-R1", chip="b200", weights="nvfp4", tp="4", moe_tp="1", moe_ep="4", batch_size="4"
+    )
     assert found.pools[0].deployment.layout == Layout(attention_dp=4, moe_ep=4)
     copies = case(batch_size="4")
     assert copies.pools[0].workers == 4
@@ -155,13 +157,17 @@ def test_calibration_rows_are_met(shared_data: Path) -> None:
     part = Table([table.rows[i] for i in rows])
     answers = predict(part)
     assert all(a.tpot is not None for a in answers)
-    error = [abs(1e3 * a.tpot.value / float(r["tpot_ms"]) - 1) for a, r in zip(answers, part.rows, strict=True) if a.tpot]
+    error = [
+        abs(1e3 * a.tpot.value / float(r["tpot_ms"]) - 1) for a, r in zip(answers, part.rows, strict=True) if a.tpot
+    ]
     assert np.median(error) < 0.03
 
 
 def test_ten_thousand_configurations_within_ten_seconds(shared_data: Path) -> None:
     table = read_csv(shared_data / "serving_measured.csv")
-    rows = [{**row, "isl": str(int(row["isl"]) + k)} for k in range(8) for row in table.rows if row["layout_known"] == "1"]
+    rows = [
+        {**row, "isl": str(int(row["isl"]) + k)} for k in range(8) for row in table.rows if row["layout_known"] == "1"
+    ]
     predict(Table(rows[:20]))  # compile
     started = time.process_time()
     assert len(predict(Table(rows[:10_000]))) == 10_000

@@ -44,7 +44,8 @@ class Measured:
 # over the three engines of a first fit under wide priors: an engine that lacks a kind of model leans on the others.
 PRIORS: dict[str, tuple[float, float]] = {
     "weights.gemm": (0.95, 0.12), "weights.block_gemm": (0.95, 0.15), "prefill_weights.block_gemm": (0.85, 0.2),
-    "floors.block_gemm": (0.3, 0.4), "weights.head": (0.97, 0.12), "weights.experts": (0.83, 0.15), "weights.attention": (1.1, 0.2),
+    "floors.block_gemm": (0.3, 0.4), "weights.head": (0.97, 0.12), "weights.experts": (0.83, 0.15),
+    "weights.attention": (1.1, 0.2),
     "weights.stream": (0.4, 0.3), "weights.scan": (1.0, 0.2), "weights.all_reduce": (1.3, 0.3), "weights.exchange": (0.9, 0.3),
     "prefill_weights.gemm": (0.85, 0.2), "prefill_weights.experts": (1.1, 0.2), "prefill_weights.attention": (0.85, 0.3),
     "prefill_weights.stream": (0.95, 0.3), "prefill_weights.scan": (1.0, 0.2), "prefill_weights.all_reduce": (1.2, 0.3),
@@ -58,7 +59,7 @@ PRIORS: dict[str, tuple[float, float]] = {
 # TensorRT-LLM's stream every tenth token.
 OWN_PRIORS = {
     "trtllm": {"first_token_steps": (6.0, 0.5)},
-    "sglang": {"first_token_s": (0.06, 0.25), "first_token_steps": (1.0, 0.3)},
+    "sglang": {"first_token_s": (0.1, 0.3), "first_token_steps": (1.0, 0.3)},
 }
 SPECULATIVE = -0.25  # log(measured / predicted TPOT) below which a model with MTP heads is taken to have speculated
 
@@ -117,7 +118,9 @@ class EngineFit:
         return mapping(self.logs + np.clip(step, -0.7, 0.7), self.raw, 8)
 
 
-def fit_engine(rows: Sequence[Measured], engine: str, raw: Mapping[str, Any], compiler: Compiler, evaluations: int = 12) -> EngineFit:
+def fit_engine(
+    rows: Sequence[Measured], engine: str, raw: Mapping[str, Any], compiler: Compiler, evaluations: int = 12
+) -> EngineFit:
     """Constants of the engine of ``rows``, from where ``raw`` stands, and the linearisation there. ``compiler`` keeps the
     compiled deployments. With no ``evaluations`` the constants stay.
 
@@ -130,7 +133,9 @@ def fit_engine(rows: Sequence[Measured], engine: str, raw: Mapping[str, Any], co
     thin = np.concatenate([members[np.unique(np.linspace(0, len(members) - 1, MOST).astype(int))] for members in (
         np.flatnonzero(owner == c) for c in range(len(names)))])  # fmt: skip
     for _ in range(2 if evaluations else 0):
-        found = _search([rows[i] for i in thin], owner[thin], len(names), engine, raw, compiler, x, max(1, evaluations // 2))
+        found = _search(
+            [rows[i] for i in thin], owner[thin], len(names), engine, raw, compiler, x, max(1, evaluations // 2)
+        )
         x = found.x
     found = _search(rows, owner, len(names), engine, raw, compiler, x, 1)
     size = 2 * (len(rows) + len(names))
@@ -169,7 +174,7 @@ def _search(
         error = np.clip(errors(logs), -2.0, 2.0) * counted[:, None]
         mean = np.stack([np.bincount(owner, error[:, k], campaigns) for k in range(2)], axis=1) / number[:, None]
         inside = _soft((error - mean[owner]) / WITHIN) * (weight * counted)[:, None]
-        between = _soft(mean / BETWEEN) * np.minimum(number, 4.0)[:, None] ** 0.5
+        between = _redescending(mean / BETWEEN) * (2.0 * number / (number + 6.0))[:, None]
         return np.concatenate([inside.ravel(), between.ravel(), strength * (logs - prior)])
 
     return least_squares(residuals, x, diff_step=1e-2, max_nfev=evaluations, xtol=1e-4, ftol=1e-4, method="trf")
@@ -181,6 +186,11 @@ STRENGTH = 1.0  # of the priors
 def _soft(error: Floats) -> Floats:
     """Square near zero, linear far out: as residuals whose square is the loss."""
     return np.asarray(np.sign(error) * np.sqrt(2.0 * (np.sqrt(1.0 + error**2) - 1.0)))
+
+
+def _redescending(error: Floats) -> Floats:
+    """Square near zero, logarithmic far out (Cauchy): an odd campaign has no pull."""
+    return np.asarray(np.sign(error) * np.sqrt(np.log1p(error**2)))
 
 
 def _pair(case: Case, compiler: Compiler) -> tuple[float, float]:

@@ -95,8 +95,13 @@ def fit_scales(found: Features, target: Floats, rounds: int = 3, steps: int = 15
     logs, extra = starting_point(), np.zeros(len(target))
     for _ in range(rounds):
         result = minimize(
-            likelihood_and_gradient, logs, args=(codes, target[rows], extra[rows]), jac=True, method="L-BFGS-B",
-            options={"maxiter": steps}, bounds=[(v - 3.5, v + 3.5) for v in starting_point()],
+            likelihood_and_gradient,
+            logs,
+            args=(codes, target[rows], extra[rows]),
+            jac=True,
+            method="L-BFGS-B",
+            options={"maxiter": steps},
+            bounds=[(v - 3.5, v + 3.5) for v in starting_point()],
         )
         logs = result.x
         extra = row_noise(found, target, logs, extra) - np.exp(2.0 * logs[NOISE])
@@ -119,7 +124,10 @@ def folds(found: Features, by: str, seed: int = 0) -> Iterator[NDArray[np.bool_]
     """Masks of what is left out: each value of a name, or four random quarters of the configurations ("quarter"); a
     configuration that was measured more than once is left out whole."""
     if by == "quarter":
-        texts = [" ".join(row) for row in np.concatenate([np.round(found.x[:, :6], 6).astype(str), found.names[:, :7]], axis=1)]
+        texts = [
+            " ".join(row)
+            for row in np.concatenate([np.round(found.x[:, :6], 6).astype(str), found.names[:, :7]], axis=1)
+        ]
         _, group = np.unique(texts, return_inverse=True)
         draw = np.random.default_rng(seed).permutation(group.max() + 1) % 4
         for k in range(4):
@@ -130,7 +138,9 @@ def folds(found: Features, by: str, seed: int = 0) -> Iterator[NDArray[np.bool_]
         yield column == value
 
 
-def left_out(found: Features, target: Floats, logs: Floats, noise: Floats, masks: Sequence[NDArray[np.bool_]]) -> tuple[Floats, Floats]:
+def left_out(
+    found: Features, target: Floats, logs: Floats, noise: Floats, masks: Sequence[NDArray[np.bool_]]
+) -> tuple[Floats, Floats]:
     """(mean, deviation) of every row, each from a process that did not see its fold. NaN where no fold holds it."""
     mean, deviation = np.full(len(target), np.nan), np.full(len(target), np.nan)
     for mask in masks:
@@ -154,7 +164,9 @@ def shrink_of(target: Floats, mean: Floats) -> float:
     return float(shares[np.argmin([np.abs(target[good] - share * mean[good]).mean() for share in shares])])
 
 
-def ship(found: Features, targets: dict[str, Floats], fitted: dict[str, tuple[Floats, Floats, tuple[float, float], float]]) -> dict[str, NDArray[np.generic]]:
+def ship(
+    found: Features, targets: dict[str, Floats], fitted: dict[str, tuple[Floats, Floats, tuple[float, float], float]]
+) -> dict[str, NDArray[np.generic]]:
     """Arrays of the data file."""
     out: dict[str, NDArray[np.generic]] = {"x": found.x.astype(np.float32), "names": found.names}
     for name, target in targets.items():

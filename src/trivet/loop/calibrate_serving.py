@@ -72,7 +72,9 @@ def fit_engines(rows: Sequence[Measured], compiler: Compiler, evaluations: int =
     return out
 
 
-def refitted(fits: Mapping[str, EngineFit], rows: Sequence[Measured], gone: NDArray[np.bool_]) -> dict[str, EngineProfile]:
+def refitted(
+    fits: Mapping[str, EngineFit], rows: Sequence[Measured], gone: NDArray[np.bool_]
+) -> dict[str, EngineProfile]:
     """Profiles as if the rows ``gone`` had not been there."""
     engines = np.array([row.case.group["engine"] for row in rows])
     return profiles_of({

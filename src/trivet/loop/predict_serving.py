@@ -45,7 +45,9 @@ class Prediction:
 
 
 def predict(
-    table: Table, compiler: Compiler | None = None, processes: Mapping[str, Process] | None = None,
+    table: Table,
+    compiler: Compiler | None = None,
+    processes: Mapping[str, Process] | None = None,
     report: Callable[[str, int, int], None] | None = None,
 ) -> list[Prediction]:
     """Predict every row; rows that cannot be predicted keep their reason. Same case, same work: it is done once."""
@@ -82,7 +84,18 @@ def _read(table: Table) -> list[Case | Unread]:
         if isinstance(found, Unread):
             out.append(Unread(name, found.reason))
         else:
-            out.append(Case(name, found.pools, found.isl, found.osl, found.concurrency, found.measured_on, found.group, found.notes))
+            out.append(
+                Case(
+                    name,
+                    found.pools,
+                    found.isl,
+                    found.osl,
+                    found.concurrency,
+                    found.measured_on,
+                    found.group,
+                    found.notes,
+                )
+            )
     return out
 
 
@@ -91,7 +104,9 @@ def _key(case: Case) -> Any:
 
 
 def predict_cases(
-    cases: Sequence[Case], compiler: Compiler | None = None, processes: Mapping[str, Process] | None = None,
+    cases: Sequence[Case],
+    compiler: Compiler | None = None,
+    processes: Mapping[str, Process] | None = None,
     report: Callable[[str, int, int], None] | None = None,
 ) -> list[Prediction]:
     """Predictions of understood cases, in order."""
@@ -122,7 +137,9 @@ def predict_cases(
     return out
 
 
-def _intervals(cases: list[Case], physics: list[Steady], processes: Mapping[str, Process]) -> list[tuple[Interval, Interval]]:
+def _intervals(
+    cases: list[Case], physics: list[Steady], processes: Mapping[str, Process]
+) -> list[tuple[Interval, Interval]]:
     if not cases:
         return []
     found = features(cases, physics)
@@ -134,7 +151,12 @@ def _intervals(cases: list[Case], physics: list[Steady], processes: Mapping[str,
         half = Z80 * deviation
         half = np.hypot(half, [Z80 * _chip_sigma(case) for case in cases])
         value = raw * np.exp(mean)
-        sides.append([Interval(float(v), float(v * math.exp(-h)), float(v * math.exp(h))) for v, h in zip(value, half, strict=True)])
+        sides.append(
+            [
+                Interval(float(v), float(v * math.exp(-h)), float(v * math.exp(h)))
+                for v, h in zip(value, half, strict=True)
+            ]
+        )
     return list(zip(sides[0], sides[1], strict=True))
 
 
@@ -153,7 +175,11 @@ def csv_text(predictions: Sequence[Prediction]) -> str:
     for found in predictions:
         numbers: list[str] = []
         for interval in (found.ttft, found.tpot):
-            numbers += ["", "", ""] if interval is None else [f"{1e3 * v:.6g}" for v in (interval.value, interval.lo, interval.hi)]
+            numbers += (
+                ["", "", ""]
+                if interval is None
+                else [f"{1e3 * v:.6g}" for v in (interval.value, interval.lo, interval.hi)]
+            )
         writer.writerow([found.id, *numbers, found.note])
     return buffer.getvalue()
 
@@ -168,7 +194,13 @@ class Point:
 
 
 def serving_point(
-    deployment: Deployment, isl: float, osl: float, concurrency: ArrayLike, *, measured_on: str = "", compiler: Compiler | None = None
+    deployment: Deployment,
+    isl: float,
+    osl: float,
+    concurrency: ArrayLike,
+    *,
+    measured_on: str = "",
+    compiler: Compiler | None = None,
 ) -> list[Point]:
     """TTFT, TPOT and throughput with 80% intervals of ``deployment`` under each of ``concurrency`` closed-loop clients.
 
@@ -179,9 +211,14 @@ def serving_point(
     date = measured_on or "recent"
     settings = deployment.settings
     group = {
-        "model": deployment.architecture.name, "chip": deployment.chip.name, "family": deployment.chip.family,
-        "engine": settings.engine, "mode": "agg", "version": settings.version,
-        "precision": settings.weight_dtype or deployment.architecture.quantisation.experts, "measured_on": date,
+        "model": deployment.architecture.name,
+        "chip": deployment.chip.name,
+        "family": deployment.chip.family,
+        "engine": settings.engine,
+        "mode": "agg",
+        "version": settings.version,
+        "precision": settings.weight_dtype or deployment.architecture.quantisation.experts,
+        "measured_on": date,
     }
     pool = Pool(deployment, 1, 0.0)
     cases = [Case(str(i), (pool,), isl, osl, float(c), date, group) for i, c in enumerate(loads)]
@@ -191,6 +228,7 @@ def serving_point(
             raise TrivetError(answer.note)
         per = case.osl * 0.9
         rates = [case.concurrency * per / (t + per * p) for t, p in (
-            (answer.ttft.value, answer.tpot.value), (answer.ttft.hi, answer.tpot.hi), (answer.ttft.lo, answer.tpot.lo))]  # fmt: skip
+            (answer.ttft.value, answer.tpot.value), (answer.ttft.hi, answer.tpot.hi),
+            (answer.ttft.lo, answer.tpot.lo))]  # fmt: skip
         out.append(Point(answer.ttft, answer.tpot, Interval(*rates)))
     return out

@@ -32,7 +32,9 @@ class Features:
 
 def features(cases: list[Case], physics: list[Steady]) -> Features:
     """Features of each case; ``physics`` is what ``serving_model.steady`` says of it."""
-    x = np.array([_numbers(case, steady) for case, steady in zip(cases, physics, strict=True)]).reshape(-1, len(CONTINUOUS))
+    x = np.array([_numbers(case, steady) for case, steady in zip(cases, physics, strict=True)]).reshape(
+        -1, len(CONTINUOUS)
+    )
     names = np.array([_names(case) for case in cases], dtype=str).reshape(-1, len(NAMED))
     return Features(x, names)
 

@@ -97,8 +97,14 @@ def _aggregated(case: Case, compiler: Compiler, low: float) -> Steady:
     kv_tokens = compiler.kv_tokens(pool.deployment)[0]
     plan = schedule(pool.deployment, case.isl, case.osl, clients)
     policy = Policy(
-        plan.mixing, plan.budget_tokens, plan.max_sequences, kv_tokens, pool.deployment.layout.attention_dp,
-        frontend_s=constants.frontend_s, look_steps=plan.look_steps, wait_steps=plan.wait_steps,
+        plan.mixing,
+        plan.budget_tokens,
+        plan.max_sequences,
+        kv_tokens,
+        pool.deployment.layout.attention_dp,
+        frontend_s=constants.frontend_s,
+        look_steps=plan.look_steps,
+        wait_steps=plan.wait_steps,
         first_token_steps=streaming_steps(case, constants),
     )
     return closed_loop(table, case.isl, case.osl, clients, policy, low=low)
@@ -114,8 +120,15 @@ def _split(case: Case, compiler: Compiler, low: float) -> Steady:
     kv_tokens = compiler.kv_tokens(decode.deployment)[0]
     budget = max(plan.budget_tokens, case.isl)
     split = Split(
-        prefill.workers, prefill.deployment.layout.attention_dp, budget, decode.workers, ranks, slots * ranks, kv_tokens * ranks,
-        transfer_token_s=_transfer_token_s(prefill.deployment), frontend_s=constants.frontend_s,
+        prefill.workers,
+        prefill.deployment.layout.attention_dp,
+        budget,
+        decode.workers,
+        ranks,
+        slots * ranks,
+        kv_tokens * ranks,
+        transfer_token_s=_transfer_token_s(prefill.deployment),
+        frontend_s=constants.frontend_s,
         first_token_steps=streaming_steps(case, constants),
         routing="round_robin" if case.group["engine"] == "trtllm" else "least_loaded",
     )

@@ -41,7 +41,7 @@ def label_of(text: str, field: str, notes: list[str]) -> str:
 
 
 def resolve_precision(
-    architecture: Architecture, written: str, chip: Chip, engine: str, weights: str, moe_weights: str, notes: list[str]
+    architecture: Architecture, written: str, chip: Chip, weights: str, moe_weights: str, notes: list[str]
 ) -> Precisions:
     """What ran, from what the row says.
 
@@ -64,7 +64,7 @@ def resolve_precision(
     name = _dominant(architecture.quantisation)
     if _WIDTH.get(name) == 4 and not chip.supports("fp4") and name != "int4_wo":
         notes.append(f"{name} on {chip.name}, which has no FP4 units: weight-only")
-    return Precisions(architecture, kv_format(engine, chip, name, architecture.quantisation), name)
+    return Precisions(architecture, kv_format(chip, name, architecture.quantisation), name)
 
 
 _SUFFIXES = {"-fp8": "fp8", "-nvfp4": "nvfp4", "-mxfp4": "mxfp4", "-fp4": "nvfp4", "-awq": "int4_wo"}
@@ -77,15 +77,12 @@ def _recast(architecture: Architecture, experts: str, dense: str) -> Quantisatio
     return Quantisation(experts, attention, experts, dense, stored.head, stored.kv_cache)
 
 
-def kv_format(engine: str, chip: Chip, weights: str, stored: Quantisation) -> str:
-    """KV cache format that an engine picks by itself: TensorRT-LLM goes with quantised weights, the others keep 16 bits."""
-    if not chip.supports("fp8"):
+def kv_format(chip: Chip, weights: str, stored: Quantisation) -> str:
+    """KV cache format of a run: 8 bits beside quantised weights where the chip has FP8, as serving benchmarks start engines
+    (the loads at which their queues begin show it); else the checkpoint's ("")."""
+    if stored.kv_cache not in ("bf16", "fp16", "fp32") or not chip.supports("fp8"):
         return ""
-    if stored.kv_cache not in ("bf16", "fp16", "fp32"):
-        return ""
-    if engine == "trtllm" and _WIDTH.get(weights, 16) < 16:
-        return "fp8"
-    return ""
+    return "fp8" if _WIDTH.get(weights, 16) < 16 else ""
 
 
 def _dominant(stored: Quantisation) -> str:
@@ -99,7 +96,9 @@ def sibling(name: str, label: str) -> Architecture | None:
     bare = name.rpartition("/")[2]
     for end in ("-FP8", "-NVFP4", "-BF16", "-MXFP4"):
         bare = bare.removesuffix(end)
-    endings = {"nvfp4": ("nvidia/{}-NVFP4",), "fp8": ("nvidia/{}-FP8", "{}-FP8"), "fp8_block": ("{}-FP8",)}.get(label, ())
+    endings = {"nvfp4": ("nvidia/{}-NVFP4",), "fp8": ("nvidia/{}-FP8", "{}-FP8"), "fp8_block": ("{}-FP8",)}.get(
+        label, ()
+    )
     from trivet.model import catalogue
 
     known = {n.lower(): n for n in catalogue.names()}

@@ -81,7 +81,12 @@ def covariance(a: Codes, b: Codes, logs: Floats) -> Floats:
     square = np.maximum((xa**2).sum(1)[:, None] + (xb**2).sum(1)[None, :] - 2.0 * xa @ xb.T, 0.0)
     wide_a, wide_b = a.x / BROAD, b.x / BROAD
     wide = np.maximum((wide_a**2).sum(1)[:, None] + (wide_b**2).sum(1)[None, :] - 2.0 * wide_a @ wide_b.T, 0.0)
-    smooth = {"": 1.0, "broad": np.exp(-0.5 * wide), "long": np.exp(-0.5 * square), "short": np.exp(-0.5 * square * np.exp(-2.0 * logs[SHORT]))}
+    smooth = {
+        "": 1.0,
+        "broad": np.exp(-0.5 * wide),
+        "long": np.exp(-0.5 * square),
+        "short": np.exp(-0.5 * square * np.exp(-2.0 * logs[SHORT])),
+    }
     same = [
         (a.names[:, i][:, None] == b.names[:, i][None, :]) & (a.names[:, i] >= 0)[:, None] for i in range(len(NAMED))
     ]
@@ -123,7 +128,6 @@ class Process:
             deviations.append(np.sqrt(variance))
         return np.concatenate(means or [np.zeros(0)]), np.concatenate(deviations or [np.zeros(0)])
 
-
     def correct(self, found: Features) -> tuple[Floats, Floats]:
         """(shift, deviation) for use: a case of no known campaign is shifted by ``shrink`` of the mean only, and both kinds
         have their own factor on the deviation, as the left-out cases asked for."""
@@ -135,7 +139,8 @@ class Process:
         """Which rows belong to a campaign that was fitted: same set-up, model, chip, precision and mode."""
         columns = [NAMED.index(name) for name in CAMPAIGN]
         known = {
-            tuple(self.vocabulary[c][code] for c, code in zip(columns, row, strict=True)) for row in self.codes.names[:, columns]
+            tuple(self.vocabulary[c][code] for c, code in zip(columns, row, strict=True))
+            for row in self.codes.names[:, columns]
         }
         return np.array([tuple(row[columns]) in known for row in found.names], dtype=bool)
 
@@ -151,7 +156,14 @@ def condition(process: Process, codes: Codes) -> tuple[Floats, Floats]:
     return cross @ process.alpha, variance
 
 
-def fit_process(found: Features, target: Floats, logs: Floats, noise: Floats | None = None, spread: tuple[float, float] = (1.0, 1.0), shrink: float = 1.0) -> Process:
+def fit_process(
+    found: Features,
+    target: Floats,
+    logs: Floats,
+    noise: Floats | None = None,
+    spread: tuple[float, float] = (1.0, 1.0),
+    shrink: float = 1.0,
+) -> Process:
     """Condition on ``target`` under given scales; ``noise`` defaults to the common one."""
     from scipy.linalg import cho_solve
 
@@ -188,5 +200,12 @@ def shipped() -> dict[str, Process]:
     out = {}
     for name in ("tpot", "ttft"):
         spread = (float(held[f"{name}_spread"][0]), float(held[f"{name}_spread"][1]))
-        out[name] = fit_process(found, held[f"{name}_target"].astype(np.float64), held[f"{name}_logs"], held[f"{name}_noise"].astype(np.float64), spread, float(held[f"{name}_shrink"]))
+        out[name] = fit_process(
+            found,
+            held[f"{name}_target"].astype(np.float64),
+            held[f"{name}_logs"],
+            held[f"{name}_noise"].astype(np.float64),
+            spread,
+            float(held[f"{name}_shrink"]),
+        )
     return out

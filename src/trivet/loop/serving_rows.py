@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from trivet.chip import catalogue as chips
 from trivet.cloud.deployment import ENGINES, Deployment, EngineSettings
@@ -79,7 +80,9 @@ def read_csv(path: Path) -> Table:
         raise TrivetError(f"not a readable CSV file: {error}", field=str(path)) from None
     missing = [name for name in ("chip", "model", "isl", "osl") if name not in names]
     if missing:
-        raise TrivetError(f"column {missing[0]!r} is missing", field=str(path), allowed="the columns of serving_measured.csv")
+        raise TrivetError(
+            f"column {missing[0]!r} is missing", field=str(path), allowed="the columns of serving_measured.csv"
+        )
     return Table(rows)
 
 
@@ -105,19 +108,27 @@ def _case(name: str, row: Mapping[str, str]) -> Case:
     concurrency = _concurrency(row, pools, notes)
     chip, settings = base.chip, base.settings
     group = {
-        "model": base.architecture.name, "chip": chip.name, "family": chip.family, "engine": settings.engine, "mode": mode,
-        "version": settings.version, "precision": precision, "measured_on": row.get("measured_on", ""),
+        "model": base.architecture.name,
+        "chip": chip.name,
+        "family": chip.family,
+        "engine": settings.engine,
+        "mode": mode,
+        "version": settings.version,
+        "precision": precision,
+        "measured_on": row.get("measured_on", ""),
     }
     return Case(name, pools, isl, osl, concurrency, row.get("measured_on", ""), group, tuple(notes))
 
 
 @lru_cache(maxsize=2048)
-def _base(chip_name: str, model: str, engine_name: str, version: str, weights: str, moe_weights: str) -> tuple[Deployment, str, tuple[str, ...]]:
+def _base(
+    chip_name: str, model: str, engine_name: str, version: str, weights: str, moe_weights: str
+) -> tuple[Deployment, str, tuple[str, ...]]:
     """What the names of a row stand for (no layout yet), the precision's name, and what was assumed."""
     notes: list[str] = []
     chip, architecture = chips.chip(chip_name), architecture_of(model)
     engine = _engine(engine_name, notes)
-    labels = resolve_precision(architecture, model, chip, engine, weights, moe_weights, notes)
+    labels = resolve_precision(architecture, model, chip, weights, moe_weights, notes)
     settings = EngineSettings(engine=engine, version=version, kv_dtype=labels.kv)
     return Deployment(labels.architecture, chip, Layout(), settings), labels.name, tuple(notes)
 
@@ -148,7 +159,9 @@ def _disaggregated(base: Deployment, row: Mapping[str, str], notes: list[str]) -
     for role in ("prefill_", "decode_"):
         workers = _count(row, f"{role}workers")
         if not workers:
-            raise TrivetError("a disaggregated row needs its worker counts", field=f"{role}workers", allowed="1 and more")
+            raise TrivetError(
+                "a disaggregated row needs its worker counts", field=f"{role}workers", allowed="1 and more"
+            )
         layout = _layout(base, row, role, notes)
         pools.append(Pool(_with(base, layout), int(workers), _count(row, f"{role}batch_size")))
     return tuple(pools)
@@ -159,7 +172,7 @@ def _with(base: Deployment, layout: Layout) -> Deployment:
 
 
 def _layout(base: Deployment, row: Mapping[str, str], role: str, notes: list[str]) -> Layout:
-    ways = {k: int(_count(row, role + k)) or 1 for k in ("tp", "pp", "attention_dp")}
+    ways: dict[str, Any] = {k: int(_count(row, role + k)) or 1 for k in ("tp", "pp", "attention_dp")}
     moe_tp, moe_ep = int(_count(row, role + "moe_tp")), int(_count(row, role + "moe_ep"))
     chips_in_stage = ways["tp"] * ways["attention_dp"]
     if not _is_moe(base.architecture):
@@ -170,15 +183,23 @@ def _layout(base: Deployment, row: Mapping[str, str], role: str, notes: list[str
         known = moe_tp or moe_ep
         other = max(1, chips_in_stage // known)
         moe_tp, moe_ep = (moe_tp or other), (moe_ep or other)
-    if moe_tp * moe_ep > chips_in_stage and moe_tp * moe_ep % chips_in_stage == 0 and not _count(row, role + "attention_dp"):
+    if (
+        moe_tp * moe_ep > chips_in_stage
+        and moe_tp * moe_ep % chips_in_stage == 0
+        and not _count(row, role + "attention_dp")
+    ):
         # Experts over more chips than attention: attention is data parallel over the rest.
         ways["attention_dp"] = moe_tp * moe_ep // ways["tp"]
         chips_in_stage = moe_tp * moe_ep
         notes.append(f"{role}attention_dp is empty: {ways['attention_dp']} follows from the experts' layout")
     if moe_tp * moe_ep != chips_in_stage:
-        experts = next(layer.feed_forward.experts for layer in base.architecture.layers if layer.feed_forward.kind == "moe")
+        experts = next(
+            layer.feed_forward.experts for layer in base.architecture.layers if layer.feed_forward.kind == "moe"
+        )
         fixed = math.gcd(moe_ep, chips_in_stage) if experts % max(1, math.gcd(moe_ep, chips_in_stage)) == 0 else 1
-        notes.append(f"{role}moe_tp {moe_tp} x moe_ep {moe_ep} is not {chips_in_stage} chips: taken as {chips_in_stage // fixed} x {fixed}")
+        notes.append(
+            f"{role}moe_tp {moe_tp} x moe_ep {moe_ep} is not {chips_in_stage} chips: taken as {chips_in_stage // fixed} x {fixed}"
+        )
         moe_tp, moe_ep = chips_in_stage // fixed, fixed
     return Layout(**ways, moe_tp=moe_tp, moe_ep=moe_ep)
 

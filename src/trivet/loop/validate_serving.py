@@ -64,7 +64,9 @@ class Score:
         }  # fmt: skip
 
 
-def check(rows: Sequence[Measured], hold_out: Sequence[str], report: Callable[[str, int, int], None] | None = None) -> list[Checked]:
+def check(
+    rows: Sequence[Measured], hold_out: Sequence[str], report: Callable[[str, int, int], None] | None = None
+) -> list[Checked]:
     """Predict every row under each of ``hold_out`` and put it beside what was measured."""
     for split in hold_out:
         if split not in HOLD_OUT:
@@ -89,7 +91,11 @@ def _masks(rows: Sequence[Measured], split: str, compiler: Compiler) -> list[Mas
 
 
 def _left_out(
-    rows: Sequence[Measured], split: str, fits: dict[str, EngineFit], compiler: Compiler, report: Callable[[str, int, int], None] | None
+    rows: Sequence[Measured],
+    split: str,
+    fits: dict[str, EngineFit],
+    compiler: Compiler,
+    report: Callable[[str, int, int], None] | None,
 ) -> list[Checked]:
     processes = shipped()
     out: list[Checked] = []
@@ -102,7 +108,9 @@ def _left_out(
         for name in ("ttft", "tpot"):
             held = processes[name]
             noise = _noise_of(held.noise, held.logs, targets[name], len(rows))
-            process = fit_process(found.rows(~mask), targets[name][~mask], held.logs, noise[~mask], held.spread, held.shrink)
+            process = fit_process(
+                found.rows(~mask), targets[name][~mask], held.logs, noise[~mask], held.spread, held.shrink
+            )
             mean, deviation = process.correct(found.rows(mask))
             measured = np.array([getattr(row, f"{name}_s") for row in left])
             predicted = measured * np.exp(-targets[name][mask]) * np.exp(mean)
@@ -133,7 +141,9 @@ def _as_shipped(rows: Sequence[Measured]) -> list[Checked]:
 def _checked(row: Measured, quantity: str, split: str, predicted: float, lo: float, hi: float) -> Checked:
     g = row.case.group
     measured = row.ttft_s if quantity == "ttft" else row.tpot_s
-    return Checked(row.case.id, quantity, split, g["mode"], g["chip"], g["engine"], g["model"], measured, predicted, lo, hi)
+    return Checked(
+        row.case.id, quantity, split, g["mode"], g["chip"], g["engine"], g["model"], measured, predicted, lo, hi
+    )
 
 
 def scores(checked: Sequence[Checked], *names: str) -> list[Score]:
@@ -157,7 +167,11 @@ def score(group: tuple[str, ...], rows: Sequence[Checked]) -> Score:
 def noise_floor(rows: Sequence[Measured]) -> dict[str, Any]:
     """How far the same configuration measured twice differs: pairs of the same build and date, of the same build, of any."""
     out: dict[str, Any] = {}
-    for name, extra in (("same build and date", ("version", "measured_on")), ("same build", ("version",)), ("any build", ())):
+    for name, extra in (
+        ("same build and date", ("version", "measured_on")),
+        ("same build", ("version",)),
+        ("any build", ()),
+    ):
         groups: dict[Any, list[Measured]] = {}
         for row in rows:
             c, g = row.case, row.case.group
@@ -168,7 +182,10 @@ def noise_floor(rows: Sequence[Measured]) -> dict[str, Any]:
         out[name] = {"pairs": len(pairs)}
         for quantity in ("ttft_s", "tpot_s"):
             gap = np.array([abs(np.log(getattr(a, quantity) / getattr(b, quantity))) for a, b in pairs] or [0.0])
-            out[name][quantity] = {"median": float(np.expm1(np.median(gap))), "p90": float(np.expm1(np.quantile(gap, 0.9)))}
+            out[name][quantity] = {
+                "median": float(np.expm1(np.median(gap))),
+                "p90": float(np.expm1(np.quantile(gap, 0.9))),
+            }
     return out
 
 

@@ -24,7 +24,9 @@ def html(checked: Sequence[Any]) -> str:
             figures.append(validation.scatter(*columns, [row.engine for row in rows], title=title, unit="ms"))
     tables = {"All": validation.table_rows(scores(checked, "split", "quantity"), ("split", "quantity"))}
     for name in BY:
-        tables[f"By {name}"] = validation.table_rows(scores(checked, "split", "quantity", name), ("split", "quantity", name))
+        tables[f"By {name}"] = validation.table_rows(
+            scores(checked, "split", "quantity", name), ("split", "quantity", name)
+        )
     return validation.document("Serving: predicted against measured", figures, tables)
 
 
@@ -38,7 +40,10 @@ def terminal(checked: Sequence[Any], summary: Mapping[str, Any], folder: str) ->
         print_table(validation.table_rows(scores(checked, *fields), fields), title=f"By {name}" if name else "All")
     for what, floor in summary["noise_floor"].items():
         if floor["pairs"]:
-            gaps = ", ".join(f"{q[:4].upper()} {100 * floor[q]['median']:.1f}% (p90 {100 * floor[q]['p90']:.0f}%)" for q in ("tpot_s", "ttft_s"))
+            gaps = ", ".join(
+                f"{q[:4].upper()} {100 * floor[q]['median']:.1f}% (p90 {100 * floor[q]['p90']:.0f}%)"
+                for q in ("tpot_s", "ttft_s")
+            )
             print(f"  measured twice, {what}: {floor['pairs']} pairs differ by {gaps}")
     if folder:
         print(f"  {folder}: summary.json, report.html")
@@ -49,4 +54,6 @@ def _order(names: Iterable[str]) -> list[str]:
 
 
 def _words(split: str) -> str:
-    return {"nothing": "as shipped", "quarter": "a quarter of the configurations left out"}.get(split, f"each {split} left out")
+    return {"nothing": "as shipped", "quarter": "a quarter of the configurations left out"}.get(
+        split, f"each {split} left out"
+    )

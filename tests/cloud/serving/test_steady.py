@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -18,7 +20,8 @@ def table(step_s: float = 5e-3, token_s: float = 1e-5, context_s: float = 1e-9, 
     """A step of ``step_s`` + ``token_s`` a prompt token, + ``context_s`` a cached token of each decode sequence."""
     context = np.array([1.0, 1000, 10000])
     return StepTable(
-        KNOTS, step_s + token_s * KNOTS, KNOTS, step_s + 1e-5 * KNOTS, context, context_s * KNOTS[:, None] * context, KNOTS, KNOTS,
+        KNOTS, step_s + token_s * KNOTS, KNOTS, step_s + 1e-5 * KNOTS, context, context_s * KNOTS[:, None] * context, KNOTS,
+        KNOTS,
         np.zeros((6, 6)), 0.0, 0.0, 0.0, True, first_token_overhead_s=overhead_s,
     )  # fmt: skip
 
@@ -45,8 +48,16 @@ def plain_loop(t: StepTable, isl: float, osl: float, clients: int, waves: int, b
             ended.append((i, arrival))
         b = len(running)
         mean = np.mean([c for _, c, _ in running.values()]) if b else 0.0
-        attention = float(np.interp(mean, t.context, [np.interp(b, t.sequences, t.decode_attention_s[:, k]) for k in range(3)])) if b else 0.0
-        step = float(np.interp(prompts + b, t.tokens, t.mixed_s)) if prompts else float(np.interp(b, t.sequences, t.graph_s))
+        attention = (
+            float(np.interp(mean, t.context, [np.interp(b, t.sequences, t.decode_attention_s[:, k]) for k in range(3)]))
+            if b
+            else 0.0
+        )
+        step = (
+            float(np.interp(prompts + b, t.tokens, t.mixed_s))
+            if prompts
+            else float(np.interp(b, t.sequences, t.graph_s))
+        )
         now += step + attention
         for i in list(running):
             running[i][0] -= 1
@@ -149,3 +160,30 @@ def test_long_runs_are_cut_without_bias() -> None:
 def test_refuses_no_clients() -> None:
     with pytest.raises(TrivetError, match="at least 1"):
         closed_loop(table(), 100, 100, 0)
+
+
+@pytest.mark.parametrize("clients", [1, 7, 32])
+@pytest.mark.parametrize("mixing", ["chunked", "prefill_first"])
+def test_agrees_with_the_simulator_of_fleets(clients: int, mixing: str) -> None:
+    """The same clients, lengths and table through the request-level simulator: within 3%."""
+    from trivet.cloud.deployment import EngineSettings
+    from trivet.cloud.serving.batching import Batching
+    from trivet.cloud.serving.fleet import Fleet, ReplicaKind, simulate
+    from trivet.cloud.serving.traffic import Traffic
+
+    count = 20 * clients + 32
+    t = replace(table(), kv_blocks=10**6)
+    inputs, outputs = lengths(1500, count, 0.8, 0.6180339887498949), lengths(200, count, 0.8, 0.7548776662466927)
+    kind = ReplicaKind(
+        t,
+        EngineSettings(max_num_batched_tokens=2048, max_num_seqs=1024),
+        rules=Batching(prefill_first=mixing == "prefill_first"),
+    )
+    done = simulate(
+        Traffic(np.zeros(count), inputs.astype(int), outputs.astype(int), max_concurrency=clients), Fleet((kind,))
+    )
+    found = closed_loop(t, 1500, 200, clients, Policy(mixing, 2048.0), waves=count / clients)
+    ttft = float(np.mean(done.first_token_s - done.arrival_s))
+    tpot = float(np.mean((done.last_token_s - done.first_token_s) / (done.output_tokens - 1)))
+    assert float(found.ttft_s) == pytest.approx(ttft, rel=0.03)
+    assert float(found.tpot_s) == pytest.approx(tpot, rel=0.03)

@@ -7,6 +7,14 @@ from trivet.cloud.engine.scheduling import Schedule, schedule
 from trivet.cloud.engine.step import assemble, step_table
 
 __all__ = [
-    "Components", "EngineProfile", "Room", "Schedule", "assemble", "compile_components", "profile", "room", "schedule",
+    "Components",
+    "EngineProfile",
+    "Room",
+    "Schedule",
+    "assemble",
+    "compile_components",
+    "profile",
+    "room",
+    "schedule",
     "step_table",
 ]

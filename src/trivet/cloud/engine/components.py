@@ -74,7 +74,10 @@ class _Clock:
             if group not in self.levels:
                 self.levels[group] = [
                     collectives.Level(
-                        level.size, level.bandwidth_bytes_per_s / level.oversubscription, level.latency_s, log_sigma=level.log_sigma
+                        level.size,
+                        level.bandwidth_bytes_per_s / level.oversubscription,
+                        level.latency_s,
+                        log_sigma=level.log_sigma,
                     )
                     for level in fabric.levels(self.place, group, self.deployment.chip)
                 ]
@@ -89,7 +92,9 @@ class _Clock:
         for kind, stack, counts in _stacked(found):
             time = self.seconds(stack)
             shape = (len(counts), rows, columns)
-            value = np.atleast_3d(np.asarray(time.value_s, float)) if len(counts) > 1 else np.asarray(time.value_s, float)
+            value = (
+                np.atleast_3d(np.asarray(time.value_s, float)) if len(counts) > 1 else np.asarray(time.value_s, float)
+            )
             value = np.broadcast_to(value, shape) * counts[:, None, None]
             floor = np.broadcast_to(np.asarray(time.floor_s, float), np.shape(time.value_s) or (1,))
             least = np.broadcast_to(floor, shape).min(axis=(1, 2)) * counts
@@ -129,7 +134,9 @@ def _stacked(found: tuple[Operator, ...]) -> list[tuple[int, Operator, Floats]]:
         counts = np.array([operator.count for operator in members], float)
         if len(members) > 1:
             names = ("m", "n", "k", "batch") if isinstance(first, Gemm) else ("bytes", "flops")
-            dimensions = {name: _stack([getattr(operator, name) for operator in members]) for name in names}
+            dimensions: dict[str, Any] = {
+                name: _stack([getattr(operator, name) for operator in members]) for name in names
+            }
             first = replace(first, **dimensions)
         out.append((kind_index(members[0]), first, counts))
     return out
@@ -154,16 +161,26 @@ def compile_components(deployment: Deployment) -> Components:
     clock = _Clock(deployment)
     pp = float(layout.pp)
     decode = Batch(
-        decode_sequences=np.maximum(SEQUENCES[:, None] / pp, 1.0), decode_context=CONTEXT[None, :],
+        decode_sequences=np.maximum(SEQUENCES[:, None] / pp, 1.0),
+        decode_context=CONTEXT[None, :],
         decode_tokens=1.0 + settings.speculative_tokens,
     )
     prompt = Batch(
-        prefill_sequences=1.0, prefill_tokens=TOKENS[:, None], prefill_past=PAST[None, :],
+        prefill_sequences=1.0,
+        prefill_tokens=TOKENS[:, None],
+        prefill_past=PAST[None, :],
         logits=np.minimum(TOKENS[:, None], 64.0),
     )
     a = clock.sums(operators(architecture, decode, layout, **names), len(SEQUENCES), len(CONTEXT))
     b = clock.sums(operators(architecture, prompt, layout, **names), len(TOKENS), len(PAST))
     return Components(
-        a[0], a[1], a[2], b[0] / pp, b[1] / pp, b[2] / pp, a[3], architecture.num_layers, float(np.hypot(a[4], b[4]) / 2**0.5)
+        a[0],
+        a[1],
+        a[2],
+        b[0] / pp,
+        b[1] / pp,
+        b[2] / pp,
+        a[3],
+        architecture.num_layers,
+        float(np.hypot(a[4], b[4]) / 2**0.5),
     )
-

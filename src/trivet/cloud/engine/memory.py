@@ -38,9 +38,13 @@ def room(deployment: Deployment, profile: EngineProfile, context: float = 0.0) -
     found = fact_value(deployment.chip, "memory_bytes")
     if found is None:
         raise Unsupported(f"{deployment.chip.name} has no known memory", field="memory_bytes")
-    weights = memory.weight_bytes(architecture, layout, weight_dtype=settings.weight_dtype, moe_dtype=settings.moe_dtype)
+    weights = memory.weight_bytes(
+        architecture, layout, weight_dtype=settings.weight_dtype, moe_dtype=settings.moe_dtype
+    )
     budget = float(min(settings.max_num_batched_tokens, 16384))
-    activations = float(memory.activation_bytes(architecture, budget, layout, head_rows=min(settings.max_num_seqs, 256)))
+    activations = float(
+        memory.activation_bytes(architecture, budget, layout, head_rows=min(settings.max_num_seqs, 256))
+    )
     typical = context or 4096.0
     per_token = memory.kv_bytes_per_sequence(architecture, typical, layout, kv_dtype=settings.kv_dtype) / typical
     per_sequence = memory.state_bytes_per_sequence(architecture, layout)
@@ -56,4 +60,6 @@ def room(deployment: Deployment, profile: EngineProfile, context: float = 0.0) -
             f"{text(activations, 'B')} and workspace {text(profile.memory_reserve_bytes, 'B')} leave nothing of "
             f"{text(usable, 'B')} for KV", field="layout", allowed="more chips or a smaller format",
         )  # fmt: skip
-    return Room(found.value, weights, activations, profile.memory_reserve_bytes, max(left, 0.0), per_token, per_sequence, blocks)
+    return Room(
+        found.value, weights, activations, profile.memory_reserve_bytes, max(left, 0.0), per_token, per_sequence, blocks
+    )

@@ -30,9 +30,13 @@ def schedule(deployment: Deployment, isl: float, osl: float, concurrency: float)
     (``max_num_tokens`` is sized to the load), and with attention-DP a prompt waits up to 60 steps for the other ranks.
     """
     settings, ranks = deployment.settings, deployment.layout.attention_dp
-    large = (deployment.chip.get("memory_bytes") or 0.0) > 150e9
+    large = (deployment.chip.get("memory_bytes") or 0.0) > 170e9
     if settings.engine == "vllm":
         return Schedule("chunked", 8192.0, 1024.0)
     if settings.engine == "sglang":
-        return Schedule("prefill_first", 16384.0 if large else 8192.0, 1024.0, 30.0 if large and concurrency >= 16 else 10.0)
-    return Schedule("whole_prompt", max(isl + osl + 200.0, 1024.0) + concurrency / ranks, 2048.0, 1.0, 60.0 if ranks > 1 else 0.0)
+        return Schedule(
+            "prefill_first", 16384.0 if large else 8192.0, 1024.0, 30.0 if large and concurrency >= 16 else 10.0
+        )
+    return Schedule(
+        "whole_prompt", max(isl + osl + 200.0, 1024.0) + concurrency / ranks, 2048.0, 1.0, 60.0 if ranks > 1 else 0.0
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
 from trivet.cloud.deployment import Deployment, StepTable
 from trivet.cloud.engine.components import CONTEXT, KINDS, PAST, SEQUENCES, TOKENS, Components, compile_components
@@ -42,6 +43,6 @@ def assemble(parts: Components, constants: EngineProfile, blocks: int = 0, block
     )  # fmt: skip
 
 
-def _rising(surface: np.ndarray) -> np.ndarray:  # type: ignore[type-arg]
+def _rising(surface: NDArray[np.float64]) -> NDArray[np.float64]:
     """Monotone along both axes: kernels' tile steps may dip by a per cent or two."""
     return np.maximum.accumulate(np.maximum.accumulate(surface, axis=0), axis=1)

@@ -198,7 +198,10 @@ def replay(
             share = np.ceil(prompts / ranks) / prompts if ranks > 1 else 1.0
             prompt_rank = max(prompt_tokens * share, largest) if ranks > 1 else prompt_tokens
             with_decode = policy != PREFILL_FIRST and running > 0
-            device = line(tokens, mixed_s, prompt_rank + (a_rank * decode_tokens if with_decode else 0.0)) + attention * share
+            device = (
+                line(tokens, mixed_s, prompt_rank + (a_rank * decode_tokens if with_decode else 0.0))
+                + attention * share
+            )
             cpu = host[1] + host[2] * np.ceil(prompts / ranks)
             if with_decode:
                 device += plane(sequences, context, decode_s, a_rank, mean_context)

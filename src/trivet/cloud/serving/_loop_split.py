@@ -33,7 +33,12 @@ def replay_split(
     ready = np.empty(total + 1)  # heap of arrival times at decode, and whose
     owner = np.empty(total + 1, np.int64)
     ready_size = 0
-    clock, steps, dt, next_end = np.zeros(d_workers), np.zeros(d_workers), np.zeros(d_workers), np.full(d_workers, np.inf)
+    clock, steps, dt, next_end = (
+        np.zeros(d_workers),
+        np.zeros(d_workers),
+        np.zeros(d_workers),
+        np.full(d_workers, np.inf),
+    )
     running, load = np.zeros(d_workers, np.int64), np.zeros(d_workers, np.int64)
     context, reserved = np.zeros(d_workers), np.zeros(d_workers)
     heaps = np.empty((d_workers, total + 1))

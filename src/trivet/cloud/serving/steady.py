@@ -66,8 +66,14 @@ def lengths(nominal: float, count: int, low: float, step: float) -> Floats:
 
 
 def closed_loop(
-    table: StepTable, isl: ArrayLike, osl: ArrayLike, concurrency: ArrayLike, policy: Policy | None = None, *,
-    waves: float = 10.0, low: float = 0.8,
+    table: StepTable,
+    isl: ArrayLike,
+    osl: ArrayLike,
+    concurrency: ArrayLike,
+    policy: Policy | None = None,
+    *,
+    waves: float = 10.0,
+    low: float = 0.8,
 ) -> Steady:
     """Steady state of ``concurrency`` clients; the three loads broadcast.
 
@@ -83,13 +89,21 @@ def closed_loop(
         raise TrivetError("lengths and concurrency are at least 1", field="isl/osl/concurrency")
     out = np.empty((6, *loads[0].shape))
     for index in np.ndindex(loads[0].shape):
-        out[(slice(None), *index)] = _closed(table, policy, *(float(v[index]) for v in loads), waves, low)
+        inputs, outputs, clients = (float(v[index]) for v in loads)
+        out[(slice(None), *index)] = _closed(table, policy, inputs, outputs, clients, waves, low)
     return Steady(*out)
 
 
 def open_loop(
-    table: StepTable, rate_per_s: ArrayLike, isl: ArrayLike, osl: ArrayLike, policy: Policy | None = None, *,
-    requests: int = 2000, low: float = 0.8, seed: int = 0,
+    table: StepTable,
+    rate_per_s: ArrayLike,
+    isl: ArrayLike,
+    osl: ArrayLike,
+    policy: Policy | None = None,
+    *,
+    requests: int = 2000,
+    low: float = 0.8,
+    seed: int = 0,
 ) -> Steady:
     """The same under Poisson arrivals at ``rate_per_s`` (of the whole deployment). An overloaded rate shows as a TTFT that
     grows with ``requests``. ``requests_per_s`` is what was served."""
@@ -130,8 +144,15 @@ class Split:
 
 
 def closed_loop_split(
-    prefill: StepTable, decode: StepTable, isl: ArrayLike, osl: ArrayLike, concurrency: ArrayLike, split: Split, *,
-    waves: float = 10.0, low: float = 0.8,
+    prefill: StepTable,
+    decode: StepTable,
+    isl: ArrayLike,
+    osl: ArrayLike,
+    concurrency: ArrayLike,
+    split: Split,
+    *,
+    waves: float = 10.0,
+    low: float = 0.8,
 ) -> Steady:
     """Steady state of ``concurrency`` clients on prefill and decode pools; arguments as in ``closed_loop``."""
     loads = np.broadcast_arrays(*(np.asarray(v, float) for v in (isl, osl, concurrency)))
@@ -145,7 +166,14 @@ def closed_loop_split(
 
 
 def _closed_split(
-    prefill: StepTable, decode: StepTable, split: Split, isl: float, osl: float, concurrency: float, waves: float, low: float
+    prefill: StepTable,
+    decode: StepTable,
+    split: Split,
+    isl: float,
+    osl: float,
+    concurrency: float,
+    waves: float,
+    low: float,
 ) -> tuple[float, ...]:
     from trivet.cloud.serving._loop_split import replay_split
 
@@ -202,7 +230,8 @@ def _run(
         table.tokens, table.mixed_s, table.sequences, table.graph_s, table.context, table.decode_attention_s, table.chunk,
         table.past, table.prefill_attention_s, host, table.overlap, MIXING[policy.mixing], float(policy.budget_tokens),
         float(policy.max_sequences * policy.ranks), float(policy.kv_tokens * policy.ranks), float(policy.ranks),
-        float(policy.tokens_a_step), float(policy.decode_tokens), float(policy.look_steps), float(policy.wait_steps), inputs, outputs, arrivals, clients,
+        float(policy.tokens_a_step), float(policy.decode_tokens), float(policy.look_steps), float(policy.wait_steps),
+        inputs, outputs, arrivals, clients,
         float(table.first_token_overhead_s), float(policy.frontend_s), ttft, tpot, finished,
     )  # fmt: skip
     return ttft + table.first_token_overhead_s + policy.first_token_steps * tpot, tpot, finished, outputs

@@ -13,7 +13,9 @@ app = typer.Typer(add_completion=False)
 
 @app.command()
 def serving(
-    rows: Path = typer.Argument(..., metavar="IN.csv", help="Columns as in serving_measured.csv; measured ones may be absent."),
+    rows: Path = typer.Argument(
+        ..., metavar="IN.csv", help="Columns as in serving_measured.csv; measured ones may be absent."
+    ),
     out: Path = typer.Option(..., "-o", "--out", metavar="OUT.csv", help="Where the predictions go."),
     as_json: bool = typer.Option(False, "--json", help="Print a summary for machines."),
 ) -> None:
@@ -34,7 +36,8 @@ def serving(
     good = [a for a in answers if a.tpot is not None]
     failed = Counter(a.note for a in answers if a.tpot is None)
     summary = {
-        "rows": len(answers), "predicted": len(good), "failed": len(answers) - len(good), "with_notes": sum(1 for a in good if a.note),
+        "rows": len(answers), "predicted": len(good), "failed": len(answers) - len(good),
+        "with_notes": sum(1 for a in good if a.note),
         "reasons": dict(failed.most_common(20)), "out": str(out),
     }  # fmt: skip
     if as_json:

@@ -15,11 +15,21 @@ app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
 @app.command()
 def serving(
-    rows: Annotated[Path | None, typer.Argument(metavar="FILE", help="Columns as in serving_measured.csv; default: the calibration data.")] = None,
-    hold_out: Annotated[str, typer.Option(help="Comma-separated: model, family, chip, quarter (fitted without it), nothing (as shipped). Default: model,family on calibration data, else nothing.")] = "",
+    rows: Annotated[
+        Path | None,
+        typer.Argument(metavar="FILE", help="Columns as in serving_measured.csv; default: the calibration data."),
+    ] = None,
+    hold_out: Annotated[
+        str,
+        typer.Option(
+            help="model, family, chip, quarter (fitted without it) or nothing. Default: model,family; for a FILE nothing."
+        ),
+    ] = "",
     out: Annotated[Path | None, typer.Option("-o", "--out", help="Folder for summary.json and report.html.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary for machines.")] = False,
-    limit_tpot: Annotated[float, typer.Option(help="Exit with 1 when the median TPOT error of a split is above it (0 = never).")] = 0.0,
+    limit_tpot: Annotated[
+        float, typer.Option(help="Exit with 1 when the median TPOT error of a split is above it (0 = never).")
+    ] = 0.0,
     limit_ttft: Annotated[float, typer.Option(help="The same for TTFT.")] = 0.0,
 ) -> None:
     """Median and p90 error of TPOT and TTFT by mode, chip, engine and model; coverage and width of the 80% intervals."""
@@ -33,7 +43,11 @@ def serving(
     if rows is None:
         rows = Path(os.environ.get("TRIVET_SHARED_DATA", "../shared/data")) / "serving_measured.csv"
         if not rows.is_file():
-            raise TrivetError("no file given and no calibration data", field="FILE", allowed="a CSV, or TRIVET_SHARED_DATA set to its folder")
+            raise TrivetError(
+                "no file given and no calibration data",
+                field="FILE",
+                allowed="a CSV, or TRIVET_SHARED_DATA set to its folder",
+            )
     measured = measured_rows(rows)
     with progress(enabled=not as_json) as report:
         checked = loop.check(measured, splits, report)
@@ -43,7 +57,9 @@ def serving(
         from trivet.report.serving_validation import html
 
         with result_folder(out) as folder:
-            (folder / "summary.json").write_text(json.dumps(summary, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+            (folder / "summary.json").write_text(
+                json.dumps(summary, indent=1, allow_nan=False) + "\n", encoding="utf-8"
+            )
             (folder / "report.html").write_text(html(checked), encoding="utf-8")
     if as_json:
         sys.stdout.write(json.dumps(summary, indent=1, allow_nan=False) + "\n")
