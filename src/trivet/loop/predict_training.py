@@ -173,7 +173,9 @@ def parse(row: Mapping[str, str | None]) -> Row:
     )
     if not recompute:
         job = fitting(job)
-        if job.recompute != "none":
+        if job.offload_activations:
+            notes.append(f"recompute is not given: activations of {job.offload_layers} layers in host memory")
+        elif job.recompute != "none":
             notes.append(
                 f"recompute is not given: {job.recompute}"
                 + (f" in {job.recompute_layers} layers" if job.recompute_layers else "")
@@ -181,14 +183,23 @@ def parse(row: Mapping[str, str | None]) -> Row:
     return Row(text(row, "id"), job, tuple(notes))
 
 
+SUPERCHIP_LINK_BYTES_PER_S = 100e9  # NVLink-C2C and its like; PCIe 5.0 has 63
+
+
 def fitting(job: TrainingJob) -> TrainingJob:
-    """The job with the least recompute that fits the chip: none, selective, then full in as few layers as need be."""
+    """The job with what it takes to fit the chip: no recompute, selective; on superchips, whose host link is as fast as
+    a network of chips, activations in host memory; else full recompute in as few layers as need be."""
     capacity = job.chip.get("memory_bytes") or float("inf")
     for kind in ("none", "selective"):
         tried = job.with_(recompute=kind, recompute_layers=0)
         if memory.peak(tried).total <= capacity:
             return tried
     most = max(len(layers) for layers in memory.rank_layers(job))
+    if (job.chip.get("host_bandwidth_bytes_per_s") or 0.0) >= SUPERCHIP_LINK_BYTES_PER_S:
+        for some in range(1, most + 1):
+            tried = job.with_(offload_activations="cpu", offload_layers=some, recompute="none", recompute_layers=0)
+            if memory.peak(tried).total <= capacity:
+                return tried
     for some in range(1, most + 1):
         tried = job.with_(recompute="full", recompute_layers=some)
         if memory.peak(tried).total <= capacity:

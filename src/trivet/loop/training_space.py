@@ -307,7 +307,7 @@ def _bytes(
     activations = layers * kept * copies * (1 + memory.FRAGMENTATION) + alive
     weights, optimizer = 2.0 * own + 0.0 * states, 12.0 * states
     stay_weights = np.minimum(weights, 4.0 * largest)
-    stay_activations = np.minimum(activations, layers * kept + alive)
+    stay_activations = np.minimum(activations, 2.0 * kept + alive)
     off_w, off_a, off_o = a["weight_offload"] == 1, a["activation_offload"] == 1, a["optimizer_offload"] == 1
     host = (
         np.where(off_w, weights - stay_weights, 0.0)
@@ -320,7 +320,7 @@ def _bytes(
         return np.asarray(first + pick("logits")), np.asarray(host)
     tail = schedule.in_flight(name, pp, vp, pp - 1, count)
     last = layers * kept * tail * (1 + memory.FRAGMENTATION) + alive
-    last = front + np.where(off_a, np.minimum(last, layers * kept + alive), last) + pick("logits")
+    last = front + np.where(off_a, np.minimum(last, 2.0 * kept + alive), last) + pick("logits")
     return np.asarray(np.maximum(first, last)), np.asarray(host)
 
 

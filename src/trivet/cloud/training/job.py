@@ -113,6 +113,7 @@ class TrainingJob:
     offload_optimizer: str = ""
     offload_weights: str = ""
     offload_activations: str = ""
+    offload_layers: int = 0  # of a rank, whose activations are offloaded; 0 = all
     expert_skew: float = 1.0
     dispatch_dtype: str = "bf16"  # in which tokens travel to the experts: bf16, fp8
     routed_domains: int = 0  # most scale-up domains that one token visits (group-limited routing); 0 = no limit

@@ -124,6 +124,11 @@ def _rank_activations(job: TrainingJob, layers: list[Layer]) -> tuple[float, flo
     return kept, alive
 
 
+def offloaded_share(job: TrainingJob, layers: list[Layer]) -> float:
+    """Share of a rank's layers whose activations go to the host."""
+    return min(job.offload_layers, len(layers)) / len(layers) if job.offload_layers and layers else 1.0
+
+
 def logits_bytes(job: TrainingJob) -> float:
     """Logits and their gradient of one micro-batch: BF16 twice (the fused cross-entropy writes the gradient in place of
     an FP32 copy); Megatron keeps the FP32 logits of its vocabulary-parallel loss."""
@@ -166,8 +171,11 @@ def rank_memory(job: TrainingJob, rank: int, layers: list[Layer], p: RankParamet
         stay = min(weights, 2.0 * weight_each * p.largest_layer)
         host, weights = host + weights - stay, stay
     if job.offload_activations:
-        stay = kept + alive
-        host, activations = host + max(activations - stay, 0.0), min(activations, stay)
+        # two layers' stay: one computes while the next comes or goes
+        away = offloaded_share(job, layers) * (activations - alive)
+        stay = 2.0 * max((activation_bytes(job, layer, job.recompute) for layer in layers), default=0.0)
+        away = max(away - stay, 0.0)
+        host, activations = host + away, activations - away
     logits = logits_bytes(job) if rank == split.pp - 1 else 0.0
     if job.task == "distill" and job.teacher is not None and rank == split.pp - 1:
         logits *= 2.0

@@ -138,7 +138,8 @@ def _offload_s(job: TrainingJob, layers: list[Layer], p: RankParameters) -> floa
     if job.offload_weights:
         moved += 4.0 * (p.dense + p.expert) / (job.shards if job.zero == 3 else 1)
     if job.offload_activations:
-        moved += 2.0 * sum(memory.activation_bytes(job, layer, job.recompute) for layer in layers)
+        kept = sum(memory.activation_bytes(job, layer, job.recompute) for layer in layers)
+        moved += 2.0 * memory.offloaded_share(job, layers) * kept
     return moved / _host_link(job) if moved else 0.0
 
 
