@@ -22,12 +22,13 @@ class Chip:
     name: str
     title: str
     maker: str
-    family: str  # architecture family, e.g. "hopper", "blackwell", "ppu", "cdna3", "tpu"; leave-one-family-out splits by it
+    family: str  # architecture family: "hopper", "blackwell", "ppu", "cdna3", "tpu"; leave-one-family-out splits by it
     role: str  # "accelerator", "sram_accelerator", "cpu", "ssd_controller"
     facts: dict[str, Fact] = field(default_factory=dict)
     dtypes: tuple[str, ...] = ()  # dtypes with hardware peaks
     server: str = ""  # default server in data/servers
     aliases: tuple[str, ...] = ()
+    like: Chip | None = None  # a variant's origin: its kernels' corrections are the origin's, its physics its own
 
     def get(self, name: str) -> float | None:
         """Best point value of a field, or None when unknown (also when absent)."""

@@ -93,8 +93,10 @@ def time(
     wanted = profile(library, version)
     kind = kind or kind_of(operator)
     kinds = coefficients or residual.shipped()
-    belief = _belief(kinds, chip, point, kind, wanted.library, precision_of(operator))
-    parts = predict_flat(kinds[kind], operator, point, kind, wanted.library, belief.offset, isolated)
+    origin = chip.like or chip
+    model = point if chip.like is None else chip_point(origin, operator.dtype)
+    belief = _belief(kinds, origin, model, kind, wanted.library, precision_of(operator))
+    parts = predict_flat(kinds[kind], operator, point, kind, wanted.library, belief.offset, isolated, model)
     if not graph:
         host = point.host_launch_s or HOST_LAUNCH_S
         parts = (np.maximum(parts[0], host), *parts[1:4], np.maximum(parts[4], host))
@@ -183,11 +185,13 @@ def _update(kinds: Kinds, chip: Chip, library: str, measured: tuple[tuple[Gemm, 
 
 
 def predict_flat(
-    learned: residual.Kind, operator: Compute, point: ChipPoint, kind: str, library: str, offset: Floats, isolated: bool
+    learned: residual.Kind, operator: Compute, point: ChipPoint, kind: str, library: str, offset: Floats, isolated: bool,
+    origin: ChipPoint | None = None,
 ) -> tuple[Floats, ...]:
-    """Flat (seconds, compute, bandwidth, launch shares, floor seconds)."""
+    """Flat (seconds, compute, bandwidth, launch shares, floor seconds). A variant is corrected as its ``origin`` is."""
     ideal = terms(operator, point, isolated)
-    matrix = features(kind, operator, ideal, point)
+    known = point if origin is None else origin
+    matrix = features(kind, operator, ideal if known is point else terms(operator, known, isolated), known)
     ones = residual.indicators(learned.precisions, library, precision_of(operator))
     correction = residual.network(learned, np.hstack([matrix, np.broadcast_to(ones, (len(matrix), len(ones)))]))
     return residual.combine(ideal.compute_s.ravel(), ideal.memory_s.ravel(), floor_seconds(point), correction + offset)

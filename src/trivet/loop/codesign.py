@@ -146,18 +146,21 @@ class Study:
 
 
 def timed(origin: Chip, variant: Chip, factors: Mapping[str, float]) -> Chip:
-    """``variant`` as the timing model is to see it: at ``origin``'s peak per watt, but for a factor on the power limit.
+    """``variant`` as the timing model is to see it: its own physics under ``origin``'s kernel corrections.
 
-    That model takes peak per watt as a prior for how close an unknown chip's kernels come to its peak. A variant's kernels
-    are the origin's.
+    What the model learned of kernels moves with peak, bandwidth and peak per watt over chips that differ in everything
+    else; a variant's kernels are the origin's. A factor on the power limit alone is what the model says of peak per watt.
     """
     limit = origin.facts.get("tdp_w")
     field = "peak_flops_bf16" if origin.get("peak_flops_bf16") else "peak_flops_fp16"
     before, after = origin.get(field), variant.get(field)
+    if variant is origin:
+        return origin
     if limit is None or not before or not after:
-        return variant
+        return replace(variant, like=origin)
     watts = scaled(limit, after / before * factors.get("power_limit", 1.0), "the origin's peak per watt")
-    return replace(variant, facts={**variant.facts, "tdp_w": watts})
+    like = None if "power_limit" in factors else origin
+    return replace(variant, facts={**variant.facts, "tdp_w": watts}, like=like)
 
 
 def sensitivities(
