@@ -102,12 +102,14 @@ def within_slo(rows: np.ndarray) -> np.ndarray:
     return (rows[:, k.O_STATUS] == k.DONE) & (first <= TTFT_SLO_S) & (each <= TPOT_SLO_S)
 
 
-def run(service: str, chip_name: str, day: int, hours: float, seed: int, spare: float) -> dict[str, object]:
+def run(
+    service: str, chip_name: str, day: int, hours: float, seed: int, spare: float, scale: float
+) -> dict[str, object]:
     """Simulate one service's day; see the module."""
     begin, cpu = time.perf_counter(), time.process_time()
     dep = deployment(service, chip_name)
     table = step_table(dep)
-    instances = math.ceil(spare * replicas(service, table, dep.settings, day, dep.layout.attention_dp))
+    instances = math.ceil(spare * scale * replicas(service, table, dep.settings, day, dep.layout.attention_dp))
     ranks = instances * dep.layout.attention_dp
     fleet = FleetRun(
         Fleet((ReplicaKind(table, dep.settings, ranks, chips=dep.layout.chips // dep.layout.attention_dp),))
@@ -117,7 +119,9 @@ def run(service: str, chip_name: str, day: int, hours: float, seed: int, spare: 
     early = 0
     start = day * 86400.0
     blocks = list(range(int(hours * 3600 / WINDOW_S)))
-    traffic = stream(read_clients()[service], start_s=start, end_s=start + len(blocks) * WINDOW_S, seed=seed)
+    traffic = stream(
+        read_clients()[service], start_s=start, end_s=start + len(blocks) * WINDOW_S, seed=seed, rate=scale
+    )
     for at, block in enumerate(traffic):
         rows = fleet.feed(block, final=at == blocks[-1]).rows
         arrived += len(block)
@@ -155,6 +159,7 @@ def main() -> None:
     parser.add_argument("--chip", default="zhenwu-810e")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--spare", type=float, default=1.0, help="times the instances that the peak needs")
+    parser.add_argument("--scale", type=float, default=1.0, help="times the traffic and the fleet")
     parser.add_argument("--services", nargs="*", default=["m-mid", "m-small", "m-large", "deepseek-r1"])
     options = parser.parse_args()
     if not options.json:
@@ -163,7 +168,7 @@ def main() -> None:
     begin = time.perf_counter()
     rows = []
     with ProcessPoolExecutor(options.workers) as pool:
-        fixed = (options.chip, options.day, options.hours, options.seed, options.spare)
+        fixed = (options.chip, options.day, options.hours, options.seed, options.spare, options.scale)
         jobs = [pool.submit(run, s, *fixed) for s in options.services]
         for job in as_completed(jobs):
             row = job.result()
