@@ -36,7 +36,6 @@ def _ln(value: Any, lo: float, hi: float) -> Floats:
 def _common(parts: Terms, point: ChipPoint) -> list[Any]:
     longest = np.maximum(parts.compute_s, parts.memory_s)
     return [
-        _ln(parts.compute_s / (parts.memory_s + _TINY), -5, 5),
         _ln(longest / floor_seconds(point), -4, 6),
         parts.fill,
         _ln(parts.waves, -4, 5),
@@ -63,6 +62,8 @@ def product_features(op: Gemm | Stream | Conv, parts: Terms, point: ChipPoint) -
     tiles = np.maximum(np.ceil(m / 128.0) * np.ceil(n / 128.0) * batch, 1.0)
     depth = k / np.clip(point.units / tiles, 1.0, np.maximum(k / 256.0, 1.0))
     return [
+        # Here and for scans: elsewhere the ratio tells chips apart more than shapes, and leads astray on one of another balance.
+        _ln(parts.compute_s / (parts.memory_s + _TINY), -5, 5),
         *_common(parts, point),
         _log2(m, 0, 15),
         _log2(n, 0, 16),
@@ -134,6 +135,7 @@ def scan_features(op: Scan, parts: Terms, point: ChipPoint) -> list[Any]:
     seqs = np.asarray(op.sequences, dtype=np.float64)
     heads = np.asarray(op.heads, dtype=np.float64)
     return [
+        _ln(parts.compute_s / (parts.memory_s + _TINY), -5, 5),
         *_common(parts, point),
         _log2(tokens, 0, 16),
         _log2(seqs, 0, 10),

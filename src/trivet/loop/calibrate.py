@@ -31,7 +31,8 @@ Z80 = 1.2815515655446004
 # Rows for each chip, engine and precision: enough to see every corner of the tables, few enough for minutes.
 ROWS = {"gemm": 1000, "moe": 800, "prefill": 800, "decode": 1000, "mla_prefill": 600, "mla_decode": 600, "scan": 400}
 RECIPES: dict[str, Recipe] = {kind: Recipe() for kind in KINDS} | {
-    "collective": Recipe((32, 16), 60, 512),
+    "collective": Recipe((32, 16), 60, 512, tether=0.001),
+    "scan": Recipe((48, 24), 24, 1024, 4e-3, tether=0.001),
     # Few rows and one model's shapes: a smaller network, held closer to the physics.
     "mla_prefill": Recipe((48, 24), 24, 1024, 4e-3, 0.5),
     "mla_decode": Recipe((48, 24), 24, 1024, 4e-3, 0.5),
@@ -265,6 +266,14 @@ def chosen_kinds(text: str) -> tuple[str, ...]:
         if kind not in ALL_KINDS:
             raise TrivetError(f"unknown kind {kind!r}", field="kinds", allowed=ALL_KINDS)
     return wanted
+
+
+def differences(fits: dict[str, Fit]) -> list[str]:
+    """Names of arrays that are not bit for bit those of the shipped file."""
+    shipped = residual.shipped()
+    ours = residual.pack({name: fit.kind for name, fit in fits.items()})
+    theirs = residual.pack({name: shipped[name] for name in fits if name in shipped})
+    return sorted(k for k in {*ours, *theirs} if k not in ours or k not in theirs or not np.array_equal(ours[k], theirs[k]))
 
 
 def write_coefficients(fits: dict[str, Fit], path: Path) -> None:

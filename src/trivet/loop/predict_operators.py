@@ -13,7 +13,7 @@ import numpy as np
 from trivet.chip.catalogue import chip as catalogue_chip
 from trivet.chip.kernels import profile
 from trivet.chip.timing import Seconds, time
-from trivet.cloud import collectives, fabric
+from trivet.cloud import collectives
 from trivet.errors import TrivetError
 from trivet.loop.operator_rows import Columns, operator, operator_name, precision
 from trivet.loop.operator_tables import TEXT_COLUMNS, kernel_library
@@ -97,8 +97,10 @@ def _key(row: Mapping[str, str]) -> tuple[str, ...]:
     kv = precision(row["kv_cache_dtype"]) if row.get("kv_cache_dtype") else dtype if dtype == "fp8" else "bf16"
     if op.startswith("mla"):
         dtype = kv  # the latent is multiplied at the precision of the cache
-    texts = [row.get(n, "") for n in ("distribution", "phase", "kernel_source", "backend")]
+    texts = [row.get(n, "") for n in ("distribution", "phase", "kernel_source", "backend", "comm_dtype")]
     group = _whole(row.get("num_gpus", "")) if op in collectives.KINDS else ""
+    if op == "moe_all_to_all":
+        group = _whole(row.get("ep_size", ""))
     return (row.get("chip", ""), row.get("engine", ""), row.get("engine_version", ""), op, dtype, kv, group, *texts)
 
 
@@ -128,15 +130,15 @@ def _one_by_one(key: tuple[str, ...], rows: list[dict[str, str]], members: list[
 
 
 def _group(key: tuple[str, ...], rows: list[dict[str, str]]) -> list[Answer]:
-    chip_name, engine, version, op, dtype, kv, group, distribution, phase, source, backend = key
+    chip_name, engine, version, op, dtype, kv, group, distribution, phase, source, backend, comm = key
     if not chip_name:
         raise TrivetError("missing", field="chip")
     chip = catalogue_chip(chip_name)
     names = {n for n in rows[0] if n not in ("id", "chip", "engine", "op", "op_name", "dtype")}
     numbers: dict[str, Any] = {n: np.array([_number(r.get(n, "")) for r in rows]) for n in names}
     _check(numbers)
-    text = {"distribution": distribution, "phase": phase, "kernel_source": source}
-    built = operator(op, dtype, kv, Columns(numbers, len(rows)), text if op in TEXT_COLUMNS else {})
+    text = {"distribution": distribution, "phase": phase, "kernel_source": source, "comm_dtype": comm}
+    built = operator(op, dtype, kv, Columns(numbers, len(rows)), text if op in {*TEXT_COLUMNS, "moe_all_to_all"} else {})
     if isinstance(built, Transfer):
         levels = collectives.levels_of(chip, int(group))
         label = collectives.backend(engine, source, backend)
@@ -169,4 +171,3 @@ def _answers(found: Seconds, rows: int, note: str) -> list[Answer]:
     return [Answer("", float(a), float(b), float(c), said) for a, b, c in zip(value, lo, hi, strict=True)]
 
 
-__all__ = ["Answer", "csv_text", "fabric", "predict", "read_csv"]

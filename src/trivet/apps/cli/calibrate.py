@@ -1,0 +1,94 @@
+"""``trivet calibrate``: coefficients from measurements; a chip from three microbenchmarks."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import typer
+
+app = typer.Typer(add_completion=False)
+
+
+@app.command()
+def calibrate(
+    folder: Path | None = typer.Argument(None, metavar="FOLDER", help="Folder of kernel tables (gemm.parquet, ...): fits the operators."),
+    out: Path | None = typer.Option(None, "-o", "--out", metavar="FILE", help="Where the coefficients (.npz) or the chip (.yaml) go."),
+    kinds: str = typer.Option("", "--kinds", help="Only these kinds of kernels; all when empty. A file needs all."),
+    check: bool = typer.Option(False, "--check", help="Compare with the shipped coefficients; exit 1 where they differ."),
+    chip: str = typer.Option("", "--chip", help="Instead: a chip of the catalogue to sharpen with your microbenchmarks."),
+    gemm: str = typer.Option("", "--gemm", metavar="TIME", help="Its BF16 product of 4096 x 4096 x 4096, e.g. 1.04ms."),
+    gemv: str = typer.Option("", "--gemv", metavar="TIME", help="Its BF16 product of 1 x 128256 x 4096."),
+    tiny: str = typer.Option("", "--tiny", metavar="TIME", help="Its BF16 product of 384 x 384 x 384."),
+    as_json: bool = typer.Option(False, "--json", help="Print the outcome for machines."),
+) -> None:
+    """Fit the kernel model to a folder of measurements (minutes on one core), or a chip to three microbenchmarks (at once).
+
+    The microbenchmarks are those of ``trivet measure chip``; the outcome says how much the spread shrank.
+    """
+    from trivet.errors import TrivetError
+
+    if chip:
+        _chip(chip, {"bench_gemm_4096_s": gemm, "bench_gemv_s": gemv, "bench_gemm_384_s": tiny}, out, as_json)
+    elif folder is not None:
+        _folder(folder, out, kinds, check, as_json)
+    else:
+        raise TrivetError("nothing to calibrate", field="calibrate", allowed="a FOLDER of kernel tables, or --chip NAME")
+
+
+def _folder(folder: Path, out: Path | None, kinds: str, check: bool, as_json: bool) -> None:
+    from trivet.apps.cli.screen import progress
+    from trivet.loop.calibrate import ALL_KINDS, calibrate_operators, chosen_kinds, differences, write_coefficients
+    from trivet.loop.validate_operators import from_fits, pooled
+
+    wanted = chosen_kinds(kinds)
+    with progress() as report:
+        fits = calibrate_operators(folder, wanted, progress=lambda kind, done: report(kind, int(100 * done), 100))
+    scores = pooled(from_fits(fits.values()))
+    differ = differences(fits) if check else []
+    if out is not None:
+        from trivet.errors import TrivetError
+
+        if set(wanted) != set(ALL_KINDS):
+            raise TrivetError("a file needs every kind", field="--kinds", allowed="leave it empty")
+        write_coefficients(fits, out)
+    if as_json:
+        from dataclasses import asdict
+
+        typer.echo(json.dumps({"scores": [asdict(s) for s in scores], "differences": differ, "out": str(out or "")}))
+    else:
+        from trivet.report.tables import print_table
+        from trivet.report.validation import table_rows
+
+        print_table(table_rows(scores, ("op", "dtype")), title="Families left out")
+        if check:
+            typer.echo("the same as the shipped coefficients, bit for bit" if not differ else "differs: " + ", ".join(differ[:8]))
+    if differ:
+        raise typer.Exit(1)
+
+
+def _chip(name: str, texts: dict[str, str], out: Path | None, as_json: bool) -> None:
+    from trivet.apps.cli.options import duration_s
+    from trivet.interop.results import result_file
+    from trivet.loop.calibrate_chip import calibrate_chip, entry_text
+
+    measured = {key: duration_s(text, key) for key, text in texts.items() if text}
+    done = calibrate_chip(name, measured)
+    if out is not None:
+        with result_file(out) as place:
+            place.write_text(entry_text(done), encoding="utf-8")
+    if as_json:
+        typer.echo(json.dumps({"chip": done.chip.name, "changes": [c.to_dict() for c in done.changes], "out": str(out or "")}))
+        return
+    from trivet.report.tables import print_table
+
+    rows = [
+        {
+            "operator": c.operator, "before": f"{c.before_s * 1e6:,.1f} us", "after": f"{c.after_s * 1e6:,.1f} us",
+            "spread before": f"{100 * c.before_sigma:.0f}%", "spread after": f"{100 * c.after_sigma:.0f}%",
+        }
+        for c in done.changes
+    ]  # fmt: skip
+    print_table(rows, title=f"{done.chip.title}: what the microbenchmarks changed")
+    if out is not None:
+        typer.echo(f"Catalogue entry: {out}")
