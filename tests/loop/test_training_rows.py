@@ -88,6 +88,10 @@ def test_unknown_free_text_takes_the_default_and_says_so(column: str, value: str
         ("tp", "two", "tp"),
         ("tp", "0", "tp"),
         ("tp", "-4", "tp"),
+        ("params", "many", "params"),
+        ("node_network_gbps", "x", "node_network_gbps"),
+        ("model", "", "model"),
+        ("chip", "", "chip"),
     ],
 )
 def test_a_row_that_cannot_be_predicted_says_why_and_the_others_go_on(column: str, value: str, word: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -77,6 +78,22 @@ def whole(row: Mapping[str, str | None], column: str, default: int) -> int:
     return int(number)
 
 
+def real(row: Mapping[str, str | None], column: str) -> float:
+    """A cell as a number; 0 where empty.
+
+    Raises:
+        TrivetError: not a finite number, or below zero.
+    """
+    value = text(row, column)
+    try:
+        number = float(value) if value else 0.0
+    except ValueError:
+        number = math.nan
+    if not 0.0 <= number < math.inf:
+        raise TrivetError(f"{value!r} is not a number", field=column)
+    return number
+
+
 def _precision(raw: str, notes: list[str]) -> str:
     for word, label in _PRECISIONS:
         if word in raw.lower():
@@ -125,10 +142,11 @@ def parse(row: Mapping[str, str | None]) -> Row:
         TrivetError: a column that cannot be understood, an unknown chip or model, or a layout that is impossible.
     """
     notes: list[str] = []
-    chip = chips.chip(text(row, "chip"))
-    model = text(row, "model")
-    parameters = text(row, "params")
-    architecture = names.architecture(model, float(parameters) if parameters else 0.0)
+    for column in ("model", "chip"):
+        if not text(row, column):
+            raise TrivetError("is empty", field=column)
+    chip, model = chips.chip(text(row, "chip")), text(row, "model")
+    architecture = names.architecture(model, real(row, "params"))
     notes += [f"{model}: {note}" for note in architecture.notes if "derived" in note]
     count = whole(row, "num_chips", 1)
     tp, pp, cp, ep, vp = (whole(row, name, 1) for name in ("tp", "pp", "cp", "ep", "vp"))
@@ -144,12 +162,12 @@ def parse(row: Mapping[str, str | None]) -> Row:
         notes.append(f"global batch {batch} does not divide into dp {dp} x micro-batch {micro}: {rounded}")
     source = text(row, "source")
     framework, zero, group = _sharding(text(row, "sharding"), source, dp * cp, fabric.server_of(chip).chips, notes)
+    of_2023 = "llm-foundry" in source or model.lower().startswith("mpt")
     raw = text(row, "recompute").lower() if (row.get("recompute") or "").strip().lower() != "none" else "none"
     recompute = next((kind for kind in ("none", "selective", "full") if kind in raw), "")
     if raw and not recompute:
         notes.append(f"recompute {raw!r} is not known: the least that fits")
     version = _VERSION.search(source)
-    network = text(row, "node_network_gbps")
     job = TrainingJob(
         architecture,
         chip,
@@ -160,15 +178,14 @@ def parse(row: Mapping[str, str | None]) -> Row:
         _precision(text(row, "precision"), notes),
         recompute or "none",
         framework=framework,
-        version=version[1] if version else "2023" if framework == "fsdp" and "llm-foundry" in source else "",
+        version=version[1] if version else "2023" if framework == "fsdp" and of_2023 else "",
         zero=zero,
         shard_group=group,
         task=_task(text(row, "task")),
         routed_domains=4 if "deepseek-v3" in architecture.name.lower() else 0,  # its router visits 4 of 8 groups
-        gradient_dtype="bf16"
-        if framework == "fsdp" or "Megatron-Bridge" in source
-        else "",  # its performance recipes reduce in BF16
-        node_network_bytes_per_s=float(network) * 1e9 / 8 if network else 0.0,
+        # Megatron-Bridge's performance recipes reduce gradients in BF16
+        gradient_dtype="bf16" if framework == "fsdp" or "Megatron-Bridge" in source else "",
+        node_network_bytes_per_s=real(row, "node_network_gbps") * 1e9 / 8,
         measured_on=text(row, "measured_on"),
     )
     if not recompute:
@@ -223,10 +240,10 @@ def predict(rows: Iterable[Mapping[str, str | None]], constants: Constants | Non
     for row in rows:
         try:
             parsed = parse(row)
-            answers.append(
-                Prediction(parsed.id, train_step(parsed.job, constants=constants), "; ".join(parsed.notes), parsed.job)
-            )
-        except TrivetError as error:
+            result = train_step(parsed.job, constants=constants)
+            notes = parsed.notes if result.fits else (*parsed.notes, "it does not fit in memory")
+            answers.append(Prediction(parsed.id, result, "; ".join(notes), parsed.job))
+        except (ValueError, ArithmeticError) as error:  # TrivetError among them: one row's fault is no other row's
             answers.append(Prediction(text(row, "id"), None, " ".join(str(error).split())))
     return answers
 
