@@ -18,7 +18,7 @@ from trivet.chip.kernels import kind_of, precision_of, profile
 from trivet.chip.makers import maker_profile
 from trivet.chip.point import ChipPoint, chip_point
 from trivet.chip.spec import Chip
-from trivet.chip.terms import terms
+from trivet.chip.terms import Terms, terms
 from trivet.operators import Attention, Compute, Gemm, Number, Stream
 
 Floats: TypeAlias = NDArray[np.float64]
@@ -153,7 +153,8 @@ def _belief(kinds: Kinds, chip: Chip, point: ChipPoint, kind: str, library: str,
     measured = benchmarks(chip)
     if measured and how != "measured":
         found = _update(kinds, chip, library, measured)
-        same = kind == "gemm" and point.math in ("bf16", "fp16")
+        benched = chip_point(chip, measured[0][0].dtype).math
+        same = kind == "gemm" and (point.math == benched or {point.math, benched} == {"bf16", "fp16"})
         shift, sigma = found.apply(same, sheet, kernels)
         offset = offset + shift
         how = "benchmarked" if same else how
@@ -194,7 +195,20 @@ def predict_flat(
     matrix = features(kind, operator, ideal if known is point else terms(operator, known, isolated), known)
     ones = residual.indicators(learned.precisions, library, precision_of(operator))
     correction = residual.network(learned, np.hstack([matrix, np.broadcast_to(ones, (len(matrix), len(ones)))]))
-    return residual.combine(ideal.compute_s.ravel(), ideal.memory_s.ravel(), floor_seconds(point), correction + offset)
+    value, *shares, floor = residual.combine(
+        ideal.compute_s.ravel(), ideal.memory_s.ravel(), floor_seconds(point), correction + offset
+    )
+    return (np.maximum(value, _physical_bound(kind, ideal, point)), *shares, floor)
+
+
+def _physical_bound(kind: str, ideal: Terms, point: ChipPoint) -> Floats:
+    """No kernel is faster than the peak, nor reads what is not in cache faster than the memory gives it (for experts and
+    scans the bytes are an expectation, not a bound). A bounded rate counts at the upper end of its interval."""
+    bound = ideal.flops / point.peak_flops * np.exp(-Z80 * point.sigma_compute)
+    if kind in ("gemm", "prefill", "decode"):
+        cold = ideal.bytes * (1.0 - ideal.warm) / point.bandwidth * np.exp(-Z80 * point.sigma_bandwidth)
+        bound = np.maximum(bound, cold)
+    return np.broadcast_to(bound, np.shape(ideal.compute_s)).ravel()
 
 
 def _seconds(

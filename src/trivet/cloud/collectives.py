@@ -78,7 +78,8 @@ def _profile(library: str) -> CollectiveProfile:
 
 
 def _steps(kind: str, n: int) -> float:
-    return float(n - 1) if kind in ("all_gather", "reduce_scatter") else 1.0
+    # Parallel aggregated trees (NCCL 2.23 and later) or recursive doubling: the ring's volume in log2(n) steps.
+    return float(math.ceil(math.log2(n))) if kind in ("all_gather", "reduce_scatter") else 1.0
 
 
 def _flat(
