@@ -43,7 +43,7 @@ start = time.process_time()
 result = run([sys.argv[1]], extra_engine_args=args, num_workers=1, trace_block_size=512, capture_planner_details=False)
 spent = time.process_time() - start
 done = dict(result.summary)
-print(json.dumps({"requests": done["completed_requests"], "cpu_s": spent, "mean_ttft_ms": done["mean_ttft_ms"], "mean_tpot_ms": done["mean_tpot_ms"]}))
+print(json.dumps({"requests": done["completed_requests"], "cpu_s": spent}))
 """
 
 
@@ -81,8 +81,9 @@ def peer_python(given: str) -> tuple[str | None, str]:
     if not python.exists():
         try:
             subprocess.run([sys.executable, "-m", "venv", str(home)], check=True, capture_output=True)
-            subprocess.run([str(python), "-m", "pip", "install", "-q", PEER[1]], check=True, capture_output=True, timeout=600)
-            subprocess.run([str(python), "-m", "pip", "install", "-q", "--no-deps", PEER[0]], check=True, capture_output=True, timeout=600)
+            pip = [str(python), "-m", "pip", "install", "-q"]
+            subprocess.run([*pip, PEER[1]], check=True, capture_output=True, timeout=600)
+            subprocess.run([*pip, "--no-deps", PEER[0]], check=True, capture_output=True, timeout=600)
         except (subprocess.SubprocessError, OSError) as error:
             return None, f"the peer does not install: {error}"
     return str(python), ""

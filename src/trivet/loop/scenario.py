@@ -85,8 +85,10 @@ def settings_of(scenario: Scenario, group: Group) -> tuple[EngineSettings, Engin
     if part.name not in BATCHING:
         raise TrivetError(f"unknown engine {part.name!r}", field="engine.name", allowed=BATCHING)
     return EngineSettings(
-        engine=part.name, version=part.version, max_num_seqs=part.max_num_seqs, max_num_batched_tokens=part.max_num_batched_tokens,
-        memory_utilization=part.memory_utilization, block_size=part.block_size, num_kv_blocks=part.num_kv_blocks, kv_dtype=part.kv_dtype,
+        engine=part.name, version=part.version, max_num_seqs=part.max_num_seqs,
+        max_num_batched_tokens=part.max_num_batched_tokens,
+        memory_utilization=part.memory_utilization, block_size=part.block_size, num_kv_blocks=part.num_kv_blocks,
+        kv_dtype=part.kv_dtype,
         weight_dtype=part.weight_dtype, moe_dtype=part.moe_dtype, prefix_caching=part.prefix_caching,
         speculative_tokens=part.speculative_tokens, acceptance=part.acceptance,
     ), part  # fmt: skip

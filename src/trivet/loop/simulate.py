@@ -77,7 +77,8 @@ def _kind(deployment: Deployment, kind: Any) -> dict[str, Any]:
     layout = deployment.layout
     return {
         "chip": deployment.chip.name, "role": kind.role, "replicas": kind.count, "chips_per_replica": kind.chips,
-        "engine": deployment.settings.engine, "tp": layout.tp, "pp": layout.pp, "attention_dp": layout.attention_dp, "moe_ep": layout.moe_ep,
+        "engine": deployment.settings.engine, "tp": layout.tp, "pp": layout.pp,
+        "attention_dp": layout.attention_dp, "moe_ep": layout.moe_ep,
         "kv_blocks": kind.kv_blocks, "kv_tokens": kind.kv_blocks * kind.settings.block_size,
         "max_num_seqs": kind.settings.max_num_seqs, "max_num_batched_tokens": kind.settings.max_num_batched_tokens,
         "step_log_sigma": kind.table.log_sigma,
@@ -113,7 +114,8 @@ def money_and_energy(
     per_million = 1e6 / outputs if outputs else None
     return {
         "cost": {
-            "usd": usd, "usd_per_million_output_tokens": None if per_million is None else usd * per_million, "basis": basis, "log_sigma": price_sigma,
+            "usd": usd, "usd_per_million_output_tokens": None if per_million is None else usd * per_million,
+            "basis": basis, "log_sigma": price_sigma,
         },
         "energy": {
             "joules": joules, "joules_per_output_token": joules / outputs if outputs else None, "log_sigma": power_sigma,
@@ -127,7 +129,8 @@ def _notes(scenario: Scenario, deployments: tuple[Deployment, ...]) -> tuple[str
         notes.append(f"A rack is taken as {scenario.servers_per_rack} servers (servers_per_rack).")
     if any(d.layout.attention_dp > 1 for d in deployments):
         notes.append(
-            "Attention-DP ranks are simulated as replicas of their own; waiting for the slowest rank is in the step's calibration only."
+            "Attention-DP ranks are simulated as replicas of their own; "
+            "waiting for the slowest rank is in the step's calibration only."
         )
     if any(group.role == "prefill" for group in scenario.fleet):
         notes.append("A prefill replica frees a prompt's blocks when the prompt is done, not when its KV has arrived.")

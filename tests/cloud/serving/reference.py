@@ -310,7 +310,9 @@ class Replica:
             return -1
         keep = 0
         if request.flag == "prefilled":
-            keep += 1 if not self.rules.prefill_first else sum(self.need(r) for r in self.decodes()) + 1
+            keep += -(-self.gain // (self.block * self.unit))
+            if self.rules.prefill_first:
+                keep += sum(self.need(r) for r in self.decodes())
         if self.sim.weight:
             return self.admit_cached(request, now, total, keep)
         if total + keep > self.memory.free:
@@ -336,14 +338,14 @@ class Replica:
                 break
             tiers.append(tier)
         front = next((i for i, t in enumerate(tiers) if t), len(tiers))
-        below = [t for t in tiers if t]
-        load = sum(sim.load[self.number][t] for t in below)
-        load += sim.latency[self.number][below[0]] + 1 if below else 0
-        hits = len(tiers)
-        if request.flag == "prefilled" or (
-            load and load + max(0, self.channel - now) >= self.prefill_ps * (hits - front) * size
-        ):
-            hits, load = front, 0
+        wait = max(0, self.channel - now)
+        hits, load, most = front, 0, 0
+        for length in range(front + 1, len(tiers) + 1):
+            below = [t for t in tiers[:length] if t]
+            takes = sum(sim.load[self.number][t] for t in below) + sim.latency[self.number][below[0]] + 1
+            gain = self.prefill_ps * (length - front) * size - takes - wait
+            if gain > most and request.flag != "prefilled":
+                hits, load, most = length, takes, gain
         hbm = [b for b, t in zip(request.hashes[:hits], tiers, strict=False) if t == 0]
         idle = sum(b in self.store.idle[0] for b in hbm)
         if total + keep - len(hbm) * weight > self.room() - idle * weight:

@@ -87,7 +87,8 @@ def scenarios(draw: st.DrawFn) -> tuple[Traffic, Fleet]:
         return ReplicaKind(
             step_table(rng, draw(st.booleans()), needed + draw(st.sampled_from([0, 2, 20, 400])), block),
             EngineSettings(
-                max_num_seqs=draw(st.sampled_from([1, 3, 8])), max_num_batched_tokens=draw(st.sampled_from([16, 64, 256])) + 8 * (1 + spec),
+                max_num_seqs=draw(st.sampled_from([1, 3, 8])),
+                max_num_batched_tokens=draw(st.sampled_from([16, 64, 256])) + 8 * (1 + spec),
                 block_size=block, prefix_caching=cached or draw(st.booleans()),
                 speculative_tokens=spec, acceptance=0.7 if spec else 0.0,
             ),

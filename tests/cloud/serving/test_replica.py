@@ -154,7 +154,9 @@ def test_clear_refusals() -> None:
 def test_blocks_of_traffic_give_the_same_as_one() -> None:
     load = poisson(3000, 40, 400, 80)
     whole = FleetRun(fleet(replicas(3))).feed(load)
-    run, parts = FleetRun(fleet(replicas(3))), []
-    for start in range(0, 3000, 700):
-        parts.append(run.feed(load.take(np.arange(start, min(start + 700, 3000))), final=start + 700 >= 3000).rows)
+    run = FleetRun(fleet(replicas(3)))
+    parts = [
+        run.feed(load.take(np.arange(start, min(start + 700, 3000))), final=start + 700 >= 3000).rows
+        for start in range(0, 3000, 700)
+    ]
     np.testing.assert_array_equal(whole.rows, np.concatenate(parts))

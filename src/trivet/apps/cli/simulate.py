@@ -11,6 +11,8 @@ import typer
 
 from trivet.errors import TrivetError
 
+MOST_ROWS, SAMPLE = 10_000_000, 1000  # above so many requests, one in so many is written
+
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
 
@@ -80,7 +82,8 @@ def write(done: Any, out: Path) -> None:
 
     columns, slo = metrics.columns(done.result), done.scenario.slo
     with result_folder(out) as folder:
-        pl.DataFrame(columns).write_parquet(folder / "requests.parquet")
+        every = 1 if len(done.result.status) <= MOST_ROWS else SAMPLE
+        pl.DataFrame({name: values[::every] for name, values in columns.items()}).write_parquet(folder / "requests.parquet")
         (folder / "summary.json").write_text(
             json.dumps(done.summary, indent=1, allow_nan=False) + "\n", encoding="utf-8"
         )
@@ -88,7 +91,8 @@ def write(done: Any, out: Path) -> None:
         codes = {**columns, "status": done.result.status}
         page = serving_report.html(
             codes, done.summary, metrics.over_time(done.result), title=done.scenario.title or "Serving simulation",
-            subtitle=f"{done.summary['model']} · {done.summary['traffic']}", ttft_slo_s=slo.ttft_s, tpot_slo_s=slo.tpot_s, notes=done.notes,
+            subtitle=f"{done.summary['model']} · {done.summary['traffic']}", ttft_slo_s=slo.ttft_s,
+            tpot_slo_s=slo.tpot_s, notes=done.notes,
         )  # fmt: skip
         (folder / "report.html").write_text(page, encoding="utf-8")
 
@@ -118,7 +122,8 @@ def _short(summary: dict[str, Any]) -> dict[str, Any]:
     if "error" in summary:
         return {"error": summary["error"]}
     return {
-        "TTFT mean s": summary["ttft_s"]["mean"], "TTFT p99 s": summary["ttft_s"]["p99"], "TPOT mean s": summary["tpot_s"]["mean"],
+        "TTFT mean s": summary["ttft_s"]["mean"], "TTFT p99 s": summary["ttft_s"]["p99"],
+        "TPOT mean s": summary["tpot_s"]["mean"],
         "SLO kept": summary["slo"]["attainment"], "tokens/s/chip": summary["throughput"]["output_tokens_per_s_per_chip"],
         "USD/M": summary["cost"]["usd_per_million_output_tokens"],
     }  # fmt: skip
@@ -134,7 +139,8 @@ def _print(summary: dict[str, Any], out: Path | None) -> None:
         for r in summary["replicas"]
     )
     console.print(
-        f"[bold]{summary['title'] or 'Serving simulation'}[/bold]  {summary['model']} on {head}; {summary['traffic']}, {summary['router']}"
+        f"[bold]{summary['title'] or 'Serving simulation'}[/bold]  {summary['model']} on {head}; "
+        f"{summary['traffic']}, {summary['router']}"
     )
     table = Table("", "mean", "p50", "p90", "p99", "max")
     for name, key in (
@@ -148,8 +154,10 @@ def _print(summary: dict[str, Any], out: Path | None) -> None:
     console.print(table)
     r, t, u, s = summary["requests"], summary["throughput"], summary["use"], summary["slo"]
     lines = [
-        f"{r['done']:,} of {r['total']:,} requests done, {r['refused']:,} refused, {r['failed']:,} failed, {r['retries']:,} retries, {r['preemptions']:,} preemptions",
-        f"{t['output_tokens_per_s']:,.0f} output tokens/s, {t['output_tokens_per_s_per_chip']:,.0f} a chip; {t['requests_per_s']:,.2f} requests/s over {summary['duration_s']:,.0f} s",
+        f"{r['done']:,} of {r['total']:,} requests done, {r['refused']:,} refused, {r['failed']:,} failed, "
+        f"{r['retries']:,} retries, {r['preemptions']:,} preemptions",
+        f"{t['output_tokens_per_s']:,.0f} output tokens/s, {t['output_tokens_per_s_per_chip']:,.0f} a chip; "
+        f"{t['requests_per_s']:,.2f} requests/s over {summary['duration_s']:,.0f} s",
     ]
     if s["ttft_s"] or s["tpot_s"]:
         lines.append(
@@ -163,7 +171,8 @@ def _print(summary: dict[str, Any], out: Path | None) -> None:
         lines.append(f"prefix cache: {summary['prefix_cache']['hit_rate']:.1%} of prompt tokens")
     if summary["cost"]["usd_per_million_output_tokens"] is not None:
         lines.append(
-            f"{summary['cost']['usd_per_million_output_tokens']:.3g} USD and {summary['energy']['joules_per_output_token'] * 1e6 / 3.6e6:.3g} kWh "
+            f"{summary['cost']['usd_per_million_output_tokens']:.3g} USD and "
+            f"{summary['energy']['joules_per_output_token'] * 1e6 / 3.6e6:.3g} kWh "
             f"per million output tokens ({summary['cost']['basis']})"
         )
     for line in [*lines, *summary["notes"]]:

@@ -53,7 +53,10 @@ def admit_blocks(state: Any, row: Any, replica: int, cache: Any, slot: int, time
     keep = 0
     ready = 0
     if s[S_FLAG] == PREFILLED:
-        keep += 1 if row[R_MODE] == MODE_MIXED else decode_blocks(row, state.phases[replica], 1) + 1
+        unit = row[R_BLOCK] * row[R_UNIT]
+        keep += (row[R_GAIN] + unit - 1) // unit  # it decodes at once
+        if row[R_MODE] != MODE_MIXED:
+            keep += decode_blocks(row, state.phases[replica], 1)
     if cache is None:
         if total + keep > row[R_FREE]:
             return -1
@@ -67,13 +70,11 @@ def admit_blocks(state: Any, row: Any, replica: int, cache: Any, slot: int, time
             s[S_CTX] = hits * row[R_BLOCK]
             s[S_HIT] += s[S_CTX]
         return 0
-    hits, hbm, idle, load, front, front_idle = cache_match(state, replica, cache, slot)
+    hits, hbm, idle, load, front, front_idle = cache_match(state, row, replica, cache, slot, time)
     block = state.run[G_HASH_BLOCK]
     if s[S_FLAG] == PREFILLED:
         hits, load = front, 0
         hbm, idle = front, front_idle
-    elif load > 0 and load + max(0, row[R_CHANNEL] - time) >= row[R_PREFILL_PS] * (hits - front) * block:
-        hits, hbm, idle, load = front, front, front_idle, 0
     weight = cache.meta[2]
     if total + keep - hbm * weight > row[R_FREE] + row[R_EVICTABLE] - idle * weight:
         return -1

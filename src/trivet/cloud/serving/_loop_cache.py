@@ -12,8 +12,10 @@ from typing import Any, NamedTuple
 from trivet.cloud.serving._loop_jit import jit, seldom
 from trivet.cloud.serving._loop_state import (
     G_HASH_BLOCK,
+    R_CHANNEL,
     R_EVICTABLE,
     R_FREE,
+    R_PREFILL_PS,
     S_GEN,
     S_HASH,
     S_HASHES,
@@ -189,14 +191,19 @@ def cache_evict(row: Any, replica: int, cache: Any) -> None:
 
 
 @seldom
-def cache_match(state: Any, replica: int, cache: Any, slot: int) -> Any:
-    """Longest cached prefix: blocks in all, of which in HBM, of which idle, time to load the others; and how many
-    lie in HBM before the first that must be loaded, of which idle."""
+def cache_match(state: Any, row: Any, replica: int, cache: Any, slot: int, time: int) -> Any:
+    """The cached prefix that is worth having: blocks in all, of which in HBM, of which idle, time to load the others;
+    and how many lie in HBM before the first that must be loaded, of which idle.
+
+    A longer prefix is taken as long as it saves more prefill than its loading takes, the queue of the channel included.
+    """
     s = state.slots[slot]
     block = state.run[G_HASH_BLOCK]
     limit = min((s[S_IN] + s[S_GEN] - 1) // block, s[S_IN] // block, s[S_HASHES])
     pool = cache.capacity.shape[0] - 1
+    wait = max(0, row[R_CHANNEL] - time)
     total, hbm, idle, load, front, front_idle = 0, 0, 0, 0, 0, 0
+    most, best, best_hbm, best_idle, best_load = 0, 0, 0, 0, 0
     while total < limit:
         block_hash = cache.hash_ids[s[S_HASH] + total]
         entry = find(cache, replica, block_hash)
@@ -205,18 +212,23 @@ def cache_match(state: Any, replica: int, cache: Any, slot: int) -> Any:
         if entry < 0:
             break
         e = cache.entry[entry]
+        total += 1
         if e[E_TIER] == HBM:
             hbm += 1
             if e[E_REF] == 0:
                 idle += 1
-            if load == 0:
-                front, front_idle = hbm, idle
         else:
             if load == 0:
                 load += cache.latency_ps[e[E_OWNER], e[E_TIER]] + 1
             load += cache.load_ps[e[E_OWNER], e[E_TIER]]
-        total += 1
-    return total, hbm, idle, load, front, front_idle
+        if load == 0:
+            front, front_idle = hbm, idle
+            best, best_hbm, best_idle = total, hbm, idle
+        else:
+            gain = row[R_PREFILL_PS] * (total - front) * block - load - wait
+            if gain > most:
+                most, best, best_hbm, best_idle, best_load = gain, total, hbm, idle, load
+    return best, best_hbm, best_idle, best_load, front, front_idle
 
 
 @seldom

@@ -7,7 +7,27 @@ runs seldom is not, since inlining costs compile time.
 
 from __future__ import annotations
 
+import contextlib
+from pathlib import Path
+
 from numba import njit
 
+MODULES = ("state", "jit", "time", "queue", "cache", "blocks", "admit", "replica", "route", "fleet")
+
+
+def forget_stale(folder: Path) -> None:
+    """Drop compiled copies that are older than any source of the loop.
+
+    Numba compares a copy with its own file only, but these functions are inlined into each other across files.
+    """
+    with contextlib.suppress(OSError):
+        newest = max((folder / f"_loop_{name}.py").stat().st_mtime for name in MODULES)
+        for name in MODULES:
+            for index in (folder / "__pycache__").glob(f"_loop_{name}.*.nbi"):
+                if index.stat().st_mtime < newest:
+                    index.unlink()
+
+
+forget_stale(Path(__file__).parent)
 jit = njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
 seldom = njit(cache=True, error_model="numpy", _nrt=False)

@@ -18,9 +18,9 @@ from trivet.cloud.serving._loop_state import (
     R_RUNNING,
     R_WAIT_HEAD,
     R_WAITING,
+    S_FLAG,
     S_NEXT,
     S_PREV,
-    S_FLAG,
     S_PRIO,
 )  # fmt: skip
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -79,7 +78,7 @@ class Fleet:
     router: str = "least_outstanding"
     transfer: Transfer = Transfer()
     admission: Admission = Admission()
-    retries: Retries = Retries()
+    retries: Retries = field(default_factory=Retries)
     outages: tuple[Outage, ...] = ()
     autoscale: Autoscale | None = None
     seed: int = 0
@@ -346,7 +345,6 @@ class Finished:
     """Requests that have ended: one row each, columns ``O_*`` of the loop, picoseconds."""
 
     rows: Longs
-    _: Any = field(default=None, repr=False)
 
     def seconds(self, column: int) -> NDArray[np.float64]:
         values = self.rows[:, column]

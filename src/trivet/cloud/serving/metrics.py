@@ -86,15 +86,18 @@ def summary(result: ServingResult, ttft_s: float | None = None, tpot_s: float | 
     return {
         "requests": {
             "total": int(done.size), "done": int(done.sum()), "refused": int((result.status == k.REJECTED).sum()),
-            "failed": int((result.status == k.FAILED).sum()), "retries": int(run[k.G_RETRIES]), "preemptions": int(run[k.G_PREEMPTIONS]),
+            "failed": int((result.status == k.FAILED).sum()),
+            "retries": int(run[k.G_RETRIES]), "preemptions": int(run[k.G_PREEMPTIONS]),
         },
         "duration_s": span,
         "ttft_s": spread(times["ttft"]), "tpot_s": spread(times["tpot"]), "itl_s": spread_of_gaps(result.itl_counts),
         "e2e_s": spread(times["e2e"]), "queue_s": spread(times["queue"]),
-        "slo": {"ttft_s": ttft_s, "tpot_s": tpot_s, "attainment": float(good.mean()) if good.size else None, "goodput_requests_per_s": rate(int(good.sum()))},
+        "slo": {"ttft_s": ttft_s, "tpot_s": tpot_s, "attainment": float(good.mean()) if good.size else None,
+            "goodput_requests_per_s": rate(int(good.sum()))},
         "throughput": {
             "requests_per_s": rate(int(done.sum())), "input_tokens_per_s": rate(inputs), "output_tokens_per_s": rate(outputs),
-            "output_tokens_per_s_per_chip": rate(outputs) / chips, "output_tokens_per_s_per_user": float((1 / tpot).mean()) if tpot.size else None,
+            "output_tokens_per_s_per_chip": rate(outputs) / chips,
+            "output_tokens_per_s_per_user": float((1 / tpot).mean()) if tpot.size else None,
         },
         "use": {
             "chips": chips, "replicas": result.fleet.replicas, "chip_hours": _chip_hours(result),

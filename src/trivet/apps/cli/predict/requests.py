@@ -45,7 +45,8 @@ def requests(
         typer.echo(json.dumps(summary))
         return
     typer.echo(
-        f"{len(read.ids)} requests: TTFT mean {figures['ttft_mean_s']:.3g} s, p99 {figures['ttft_p99_s']:.3g} s; TPOT {figures['tpot_mean_s'] * 1e3:.3g} ms; "
+        f"{len(read.ids)} requests: TTFT mean {figures['ttft_mean_s']:.3g} s, p99 {figures['ttft_p99_s']:.3g} s; "
+        f"TPOT {figures['tpot_mean_s'] * 1e3:.3g} ms; "
         f"latency {figures['latency_mean_s']:.3g} s; {figures['output_tokens_per_s']:,.0f} output tokens/s: {out}"
     )
     for note in notes:
