@@ -82,9 +82,11 @@ def test_each_workload_answers_to_its_own_parameter(found: dict[tuple[str, str, 
     assert found["decode", "memory_bandwidth", "cards"] < 3 * found["training", "memory_bandwidth", "cards"] < 0
     assert found["training", "memory_capacity", "cost"] > 0
     assert found["prefill", "vector", "cost"] > 0
-    for (_, _, metric), percent in found.items():
-        if metric == "cards":
-            assert -12 < percent < 0.5  # nothing gains more than it grew; nothing gets slower with more
+    for (workload, _, metric), percent in found.items():
+        if metric == "cards" and workload != "all":
+            # Nothing gains more than it grew, but a prefill pool may also run at a higher load within its TTFT, and a
+            # decode pool with a larger batch within its TPOT; nothing gets slower with more.
+            assert (-12 if workload == "training" else -25) < percent < 0.5
 
 
 def test_cost_is_cards_times_price(study: Study, found: dict[tuple[str, str, str], float]) -> None:
