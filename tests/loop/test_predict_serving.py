@@ -145,8 +145,8 @@ def test_residual_knows_what_it_saw_and_doubts_what_it_did_not() -> None:
     far, doubt = process.predict(stranger)
     assert doubt.min() > deviation.max()
     assert np.all(np.abs(far) < np.abs(mean))
-    assert not process.seen(stranger).any()
-    assert process.seen(found).all()
+    assert (process.tier(stranger) == 2).all()
+    assert (process.tier(found) == 0).all()
     assert len(TERMS) > 5
 
 

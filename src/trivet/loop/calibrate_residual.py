@@ -121,13 +121,12 @@ def row_noise(found: Features, target: Floats, logs: Floats, extra: Floats) -> F
 
 
 def folds(found: Features, by: str, seed: int = 0) -> Iterator[NDArray[np.bool_]]:
-    """Masks of what is left out: each value of a name, or four random quarters of the configurations ("quarter"); a
-    configuration that was measured more than once is left out whole."""
-    if by == "quarter":
-        texts = [
-            " ".join(row)
-            for row in np.concatenate([np.round(found.x[:, :6], 6).astype(str), found.names[:, :7]], axis=1)
-        ]
+    """Masks of what is left out: each value of a name, or four random quarters of the configurations ("quarter"; a
+    configuration measured more than once is left out whole) or of the campaigns ("campaign")."""
+    if by in ("quarter", "campaign"):
+        names = found.names[:, :7] if by == "quarter" else found.names[:, [NAMED.index(name) for name in CAMPAIGN]]
+        load = np.round(found.x[:, :6], 6).astype(str) if by == "quarter" else np.empty((len(found.x), 0), dtype=str)
+        texts = [" ".join(row) for row in np.concatenate([load, names], axis=1)]
         _, group = np.unique(texts, return_inverse=True)
         draw = np.random.default_rng(seed).permutation(group.max() + 1) % 4
         for k in range(4):
@@ -164,9 +163,10 @@ def shrink_of(target: Floats, mean: Floats) -> float:
     return float(shares[np.argmin([np.abs(target[good] - share * mean[good]).mean() for share in shares])])
 
 
-def ship(
-    found: Features, targets: dict[str, Floats], fitted: dict[str, tuple[Floats, Floats, tuple[float, float], float]]
-) -> dict[str, NDArray[np.generic]]:
+Fitted = tuple[Floats, Floats, tuple[float, ...], tuple[float, ...]]  # logs, noise, spread and shrink by tier
+
+
+def ship(found: Features, targets: dict[str, Floats], fitted: dict[str, Fitted]) -> dict[str, NDArray[np.generic]]:
     """Arrays of the data file."""
     out: dict[str, NDArray[np.generic]] = {"x": found.x.astype(np.float32), "names": found.names}
     for name, target in targets.items():
@@ -179,4 +179,4 @@ def ship(
     return out
 
 
-__all__ = ["Process", "fit_scales", "folds", "left_out", "ship", "shrink_of", "spread_of"]
+__all__ = ["Fitted", "Process", "fit_scales", "folds", "left_out", "ship", "shrink_of", "spread_of"]

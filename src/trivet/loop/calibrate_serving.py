@@ -21,10 +21,10 @@ from trivet.cloud.engine import EngineProfile
 from trivet.cloud.engine.profiles import from_mapping, stored
 from trivet.errors import TrivetError
 from trivet.loop.calibrate_engine import EngineFit, Measured, fit_engine
-from trivet.loop.calibrate_residual import fit_scales, folds, ship, shrink_of, spread_of
+from trivet.loop.calibrate_residual import Fitted, fit_scales, folds, ship, shrink_of, spread_of
 from trivet.loop.serving_features import Features, features
 from trivet.loop.serving_model import Compiler, steady
-from trivet.loop.serving_residual import fit_process
+from trivet.loop.serving_residual import fit_process, shipped
 from trivet.loop.serving_rows import Case, read_csv, understand
 
 Floats = NDArray[np.float64]
@@ -124,6 +124,27 @@ def shape(row: Measured) -> str:
     return f"{a.model_type} {a.hidden} {a.num_layers}"
 
 
+def rebased(path: Path) -> Calibration:
+    """The shipped calibration on today's kernels: constants and scales stay, what the residual corrects is counted anew. For a
+    change of the operators' timing that is too small to fit the engines again."""
+    rows = measured_rows(path)
+    found, targets = residuals(rows, Compiler())
+    held = shipped()
+    fitted: dict[str, Fitted] = {}
+    for name, process in held.items():
+        if len(process.noise) != len(rows):
+            raise TrivetError("not the rows of the shipped calibration", field=str(path))
+        fitted[name] = (process.logs, process.noise, process.spread, process.shrink)
+    return Calibration(stored(), ship(found, targets, fitted))
+
+
+def intervals(tiers: Sequence[tuple[Floats, Floats, Floats]]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """(spread, shrink) by tier from the (target, mean, deviation) of what was left out in its way."""
+    shrink = [1.0, *(shrink_of(target, mean) for target, mean, _ in tiers[1:])]
+    spread = [spread_of(t, share * m, d) for share, (t, m, d) in zip(shrink, tiers, strict=True)]
+    return tuple(spread), tuple(shrink)
+
+
 def calibrate(path: Path, report: Callable[[str, int, int], None] | None = None, evaluations: int = 12) -> Calibration:
     """Fit everything to the measurements at ``path`` (columns of ``serving_measured.csv``)."""
     tell = report or (lambda what, done, total: None)
@@ -138,13 +159,12 @@ def calibrate(path: Path, report: Callable[[str, int, int], None] | None = None,
         tell(f"residual of {name}", 1 + step, 5)
         scales[name] = fit_scales(found, target)
     tell("intervals", 3, 5)
-    quarters = left_out_errors(rows, fits, compiler, scales, list(folds(found, "quarter")))
-    others = left_out_errors(rows, fits, compiler, scales, [m for by in LEFT_OUT for m in masks_of(rows, by)])
-    fitted = {}
-    for name, (logs, noise) in scales.items():
-        target, mean, deviation = others[name]
-        shrink = shrink_of(target, mean)
-        spread = (spread_of(*quarters[name]), spread_of(target, shrink * mean, deviation))
-        fitted[name] = (logs, noise, spread, shrink)
+    tiers = [
+        left_out_errors(rows, fits, compiler, scales, masks)
+        for masks in (
+            list(folds(found, "quarter")), list(folds(found, "campaign")), [m for by in LEFT_OUT for m in masks_of(rows, by)],
+        )
+    ]  # fmt: skip
+    fitted = {name: (*scales[name], *intervals([tier[name] for tier in tiers])) for name in scales}
     tell("done", 5, 5)
     return Calibration(engines, ship(found, targets, fitted))

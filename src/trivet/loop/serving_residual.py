@@ -105,15 +105,15 @@ def covariance(a: Codes, b: Codes, logs: Floats) -> Floats:
 @dataclass(frozen=True, slots=True, eq=False)
 class Process:
     """A fitted process for one target. ``noise`` is each training row's variance; ``spread`` scales the deviation so that
-    80% of cases left out fall inside, for cases of a known campaign and for others."""
+    80% of cases left out fall inside, ``shrink`` is the share of the mean that helps them; both by tier (see ``tier``)."""
 
     codes: Codes
     vocabulary: list[list[str]]
     logs: Floats
     target: Floats
     noise: Floats
-    spread: tuple[float, float]
-    shrink: float
+    spread: tuple[float, ...]
+    shrink: tuple[float, ...]
     factor: Floats
     alpha: Floats
 
@@ -129,15 +129,19 @@ class Process:
         return np.concatenate(means or [np.zeros(0)]), np.concatenate(deviations or [np.zeros(0)])
 
     def correct(self, found: Features) -> tuple[Floats, Floats]:
-        """(shift, deviation) for use: a case of no known campaign is shifted by ``shrink`` of the mean only, and both kinds
-        have their own factor on the deviation, as the left-out cases asked for."""
+        """(shift, deviation) for use: each tier of ``tier`` takes its share of the mean and its factor on the deviation, as
+        cases left out in that way asked for."""
         mean, deviation = self.predict(found)
-        known = self.seen(found)
-        return np.where(known, mean, self.shrink * mean), deviation * np.where(known, self.spread[0], self.spread[1])
+        tier = self.tier(found)
+        return np.array(self.shrink)[tier] * mean, np.array(self.spread)[tier] * deviation
 
-    def seen(self, found: Features) -> NDArray[np.bool_]:
-        """Which rows belong to a campaign that was fitted: same set-up, model, chip, precision and mode."""
-        columns = [NAMED.index(name) for name in CAMPAIGN]
+    def tier(self, found: Features) -> NDArray[np.int64]:
+        """0: of a campaign that was fitted (same set-up, model, chip, precision and mode); 1: its model under its engine was;
+        2: neither."""
+        return np.where(self._known(found, CAMPAIGN), 0, np.where(self._known(found, ("engine", "model")), 1, 2))
+
+    def _known(self, found: Features, names: tuple[str, ...]) -> NDArray[np.bool_]:
+        columns = [NAMED.index(name) for name in names]
         known = {
             tuple(self.vocabulary[c][code] for c, code in zip(columns, row, strict=True))
             for row in self.codes.names[:, columns]
@@ -161,8 +165,8 @@ def fit_process(
     target: Floats,
     logs: Floats,
     noise: Floats | None = None,
-    spread: tuple[float, float] = (1.0, 1.0),
-    shrink: float = 1.0,
+    spread: tuple[float, ...] = (1.0, 1.0, 1.0),
+    shrink: tuple[float, ...] = (1.0, 1.0, 1.0),
 ) -> Process:
     """Condition on ``target`` under given scales; ``noise`` defaults to the common one."""
     from scipy.linalg import cho_solve
@@ -173,7 +177,7 @@ def fit_process(
     noise = np.full(len(target), base) if noise is None else noise
     factor = np.linalg.cholesky(covariance(codes, codes, logs) + np.diag(noise + 1e-8))
     alpha = cho_solve((factor, True), target, check_finite=False)
-    return Process(codes, vocabulary, logs, target, noise, spread, shrink, factor, alpha)
+    return Process(codes, vocabulary, logs, target, noise, spread, shrink, factor, np.asarray(alpha, np.float64))
 
 
 def negative_log_likelihood(logs: Floats, codes: Codes, target: Floats, extra: Floats) -> float:
@@ -199,13 +203,7 @@ def shipped() -> dict[str, Process]:
     found = Features(held["x"].astype(np.float64), held["names"])
     out = {}
     for name in ("tpot", "ttft"):
-        spread = (float(held[f"{name}_spread"][0]), float(held[f"{name}_spread"][1]))
-        out[name] = fit_process(
-            found,
-            held[f"{name}_target"].astype(np.float64),
-            held[f"{name}_logs"],
-            held[f"{name}_noise"].astype(np.float64),
-            spread,
-            float(held[f"{name}_shrink"]),
-        )
+        arrays = (held[f"{name}_{what}"] for what in ("target", "logs", "noise", "spread", "shrink"))
+        target, logs, noise, spread, shrink = (array.astype(np.float64) for array in arrays)
+        out[name] = fit_process(found, target, logs, noise, tuple(spread.tolist()), tuple(shrink.tolist()))
     return out

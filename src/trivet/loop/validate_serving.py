@@ -25,7 +25,7 @@ from trivet.loop.serving_residual import fit_process, shipped
 
 Floats = NDArray[np.float64]
 Mask = NDArray[np.bool_]
-HOLD_OUT = ("model", "family", "chip", "quarter", "nothing")
+HOLD_OUT = ("model", "family", "chip", "campaign", "quarter", "nothing")
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,9 +84,9 @@ def check(
 
 
 def _masks(rows: Sequence[Measured], split: str, compiler: Compiler) -> list[Mask]:
-    if split == "quarter":
+    if split in ("quarter", "campaign"):
         physics = [steady(row.case, compiler) for row in rows]
-        return list(folds(features([row.case for row in rows], physics), "quarter"))
+        return list(folds(features([row.case for row in rows], physics), split))
     return masks_of(rows, split)
 
 
