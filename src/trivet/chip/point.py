@@ -58,6 +58,7 @@ class ChipPoint:
     sigma_bandwidth: float
     sigma_cache: float
     bench: tuple[float, float, float]  # measured GEMM, GEMV, tiny GEMM; 0 = not measured
+    fine_grained: bool = False  # a CPU: vectors, no tiles that a short product would leave empty
 
 
 def fact_value(chip: Chip, name: str) -> Value | None:
@@ -138,4 +139,5 @@ def _build(chip: Chip, dtype: str) -> ChipPoint:
         watts=_positive(chip, "tdp_w", 500.0).value, launch_s=chip.get("launch_s") or 0.0,
         host_launch_s=chip.get("host_launch_s") or 0.0, sigma_compute=peak.log_sigma, sigma_bandwidth=bandwidth.log_sigma,
         sigma_cache=cache.log_sigma, bench=tuple(0.0 if b is None else b.value for b in bench),  # type: ignore[arg-type]
+        fine_grained=chip.role == "cpu",
     )  # fmt: skip

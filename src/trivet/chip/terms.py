@@ -62,6 +62,10 @@ def _memory_s(total_bytes: Floats, warm: Floats, point: ChipPoint, ratio: float 
 def _tiled(m: Floats, n: Floats, k: Floats, batch: Floats, point: ChipPoint) -> tuple[Floats, Floats, Floats]:
     """Compute time of ``batch`` products under the best tile and split of the inner dimension; fill; waves."""
     shape = np.broadcast_shapes(m.shape, n.shape, k.shape, batch.shape)
+    if point.fine_grained:
+        ones = np.ones(shape)
+        waves = np.maximum(m * n * batch / 4096.0 / point.units, 1.0)
+        return 2.0 * m * n * k * batch * ones / point.peak_flops, ones, waves * ones
     rows = TILES[:, 0].reshape((-1,) + (1,) * len(shape))
     cols = TILES[:, 1].reshape(rows.shape)
     tiles = np.ceil(m / rows) * np.ceil(n / cols) * batch

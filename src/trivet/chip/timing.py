@@ -179,7 +179,7 @@ def _update(kinds: Kinds, chip: Chip, library: str, measured: tuple[tuple[Gemm, 
     prior, kernels, _, _ = _prior(kinds["gemm"], chip, point, library, "bf16")
 
     def predict(operator: Gemm, delta: Floats) -> tuple[float, Floats]:
-        parts = predict_flat(kinds["gemm"], operator, point, "gemm", library, prior + delta, True)
+        parts = predict_flat(kinds["gemm"], operator, point, "gemm", library, prior + delta, True, bounded=False)
         return float(parts[0][0]), np.array([parts[1][0], parts[2][0], parts[3][0]])
 
     return update(measured, predict, np.array([point.sigma_compute, point.sigma_bandwidth, 0.0]), kernels)
@@ -187,9 +187,10 @@ def _update(kinds: Kinds, chip: Chip, library: str, measured: tuple[tuple[Gemm, 
 
 def predict_flat(
     learned: residual.Kind, operator: Compute, point: ChipPoint, kind: str, library: str, offset: Floats, isolated: bool,
-    origin: ChipPoint | None = None,
+    origin: ChipPoint | None = None, bounded: bool = True,
 ) -> tuple[Floats, ...]:
-    """Flat (seconds, compute, bandwidth, launch shares, floor seconds). A variant is corrected as its ``origin`` is."""
+    """Flat (seconds, compute, bandwidth, launch shares, floor seconds). A variant is corrected as its ``origin`` is; not
+    ``bounded`` by the data sheet, the seconds follow every change of ``offset``."""
     ideal = terms(operator, point, isolated)
     known = point if origin is None else origin
     matrix = features(kind, operator, ideal if known is point else terms(operator, known, isolated), known)
@@ -198,7 +199,7 @@ def predict_flat(
     value, *shares, floor = residual.combine(
         ideal.compute_s.ravel(), ideal.memory_s.ravel(), floor_seconds(point), correction + offset
     )
-    return (np.maximum(value, _physical_bound(kind, ideal, point)), *shares, floor)
+    return (np.maximum(value, _physical_bound(kind, ideal, point)) if bounded else value, *shares, floor)
 
 
 def _physical_bound(kind: str, ideal: Terms, point: ChipPoint) -> Floats:

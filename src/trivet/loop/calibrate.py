@@ -233,7 +233,7 @@ def predict_benchmarked(fit: Fit, measured: dict[str, tuple[tuple[Gemm, float], 
             prior, before, _, _ = residual.offsets(left, _Named(name, ""), "vllm", "bf16", covariates(point))
 
             def ask(operator: Gemm, delta: Floats, kind: Any = left, where: Any = point, start: Any = prior) -> tuple[float, Floats]:
-                parts = predict_flat(kind, operator, where, "gemm", "vllm", start + delta, True)
+                parts = predict_flat(kind, operator, where, "gemm", "vllm", start + delta, True, bounded=False)
                 return float(parts[0][0]), np.array([parts[1][0], parts[2][0], parts[3][0]])
 
             shift, sigma = update(measured[name], ask, np.zeros(3), before).apply(precision == "bf16", np.zeros(3), kernels)
