@@ -17,7 +17,7 @@ from trivet.cloud.training.network import Network
 from trivet.cloud.training.prepare import prepare
 from trivet.cloud.training.profile import Constants, shipped
 from trivet.cloud.training.run import Goodput, RunPlan
-from trivet.cloud.training.step import CALIBRATED, StepResult, finish, train_step
+from trivet.cloud.training.step import CALIBRATED_MAKER, StepResult, finish, train_step
 from trivet.errors import DoesNotFit, TrivetError, Unsupported
 from trivet.model.architecture import Architecture
 from trivet.units import DAY_S, HOUR_S
@@ -287,7 +287,7 @@ def step_spread(job: TrainingJob, result: StepResult, constants: Constants | Non
         fact = job.chip.facts.get(name)
         if fact is None or fact.log_sigma <= 0 or fact.value is None:
             continue
-        if name == "host_launch_s" and job.chip.name in CALIBRATED:
+        if name == "host_launch_s" and job.chip.maker == CALIBRATED_MAKER:
             continue  # the measured runs hold it
         moved = replace(fact, value=fact.value * math.exp(fact.log_sigma), lo=None, hi=None)
         chip = replace(job.chip, facts={**job.chip.facts, name: moved})

@@ -38,6 +38,7 @@ COMPONENTS = (
 
 # Chips, or their twins in silicon and software, with measured training runs.
 CALIBRATED = ("a100-40gb", "a100-80gb", "a800", "h100", "h800", "b200", "gb200")
+CALIBRATED_MAKER = "NVIDIA"
 # Host time of one operation: the framework's dispatch (5-15 us in PyTorch), and a launch on the calibrated chips.
 DISPATCH_S = 10e-6
 REFERENCE_LAUNCH_S = 8.83e-6
@@ -99,9 +100,9 @@ def version_of(text: str) -> tuple[int, int]:
 
 
 def launch_factor(job: TrainingJob) -> float:
-    """Host time of an operation on this chip over that on the calibrated ones, by what a launch costs."""
+    """Host time of an operation on this chip over that on the calibrated ones (all of one maker's software)."""
     launch = job.chip.get("host_launch_s")
-    if job.chip.name in CALIBRATED or not launch:
+    if job.chip.maker == CALIBRATED_MAKER or not launch:
         return 1.0
     return (DISPATCH_S + launch) / (DISPATCH_S + REFERENCE_LAUNCH_S)
 
