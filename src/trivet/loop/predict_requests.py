@@ -171,16 +171,16 @@ _BETWEEN = {
     "host_mixed_s": 1.312e-3,
     "host_per_sequence_s": 7.0e-6,
     "eager_floor_weight": 1.0,
-    "overlap": False,
 }
 
 
-def step_table(deployment: Deployment) -> StepTable:
-    """Step times of a plain deployment from its kernels. The log's stamps are the engine's own, so nothing is added for
-    what happens to a request before and after it."""
+def step_table(deployment: Deployment, asynchronous: bool) -> StepTable:
+    """Step times of a plain deployment from its kernels. With asynchronous scheduling the host prepares a step while the
+    device runs the one before. The log's stamps are the engine's own, so nothing is added for what happens to a request
+    before and after it."""
     profile = engine.profile(deployment.settings.engine, deployment.settings.version)
     own = dict.fromkeys(KINDS, 1.0)
-    plain = replace(profile, weights=own, prefill_weights=own, floors=own, **_BETWEEN)  # type: ignore[arg-type]
+    plain = replace(profile, weights=own, prefill_weights=own, floors=own, overlap=asynchronous, **_BETWEEN)  # type: ignore[arg-type]
     space = engine.room(deployment, plain, deployment.expected_isl)
     table = engine.assemble(engine.compile_components(deployment), plain, space.blocks, deployment.settings.block_size)
     return replace(table, first_token_overhead_s=0.0)
@@ -193,11 +193,11 @@ def _mapping(raw: Any) -> dict[str, Any]:
 def predict(log: Log, meta: Mapping[str, Any], chip_name: str) -> tuple[ServingResult, tuple[str, ...]]:
     """Simulate the log's arrivals. Raises TrivetError for a chip, model or layout that cannot be."""
     deployment, notes = deployment_of(meta, chip_name, log.traffic)
-    table = step_table(deployment)
     scheduler = _mapping(_mapping(meta.get("resolved_config")).get("scheduler_config"))
     rules = batching(deployment.settings)
     if isinstance(scheduler.get("async_scheduling"), bool):
         rules = replace(rules, asynchronous=scheduler["async_scheduling"])
+    table = step_table(deployment, rules.asynchronous)
     dp = int(_mapping(meta.get("engine_kwargs")).get("data_parallel_size") or 1)
     kind = ReplicaKind(table, deployment.settings, dp, rules=rules, chips=deployment.layout.tp * deployment.layout.pp)
     return simulate(log.traffic, Fleet((kind,))), notes
