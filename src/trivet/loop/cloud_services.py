@@ -290,8 +290,8 @@ def _counted(
         if not (carried > 0).any():
             counts.append(np.full(len(busiest), -1))
             continue
-        # Where lengths alone break the SLO the least rate of the other hours serves, and the hour misses.
-        carried = np.where(carried > 0, carried, carried[carried > 0].min())
+        # Where the lengths of an hour break the SLO at any sensible rate, a quarter of the usual rate serves: it misses.
+        carried = np.maximum(carried, 0.25 * float(np.median(carried[carried > 0])))
         rank_rate = carried if factor == 1.0 else rank_rate
         counts.append(np.maximum(np.ceil(busiest * (1.0 + scenario.headroom) / (carried * ranks)), 1).astype(np.int64))
     if (counts[0] < 0).any():
