@@ -68,7 +68,8 @@ def main() -> None:
     cpu_s = time.process_time() - started
     command = ["plan", "Qwen/Qwen3-32B", "--traffic", "azure2023-conv", "--chips", ",".join(CHIPS), "--slo", "ttft=1s,tpot=50ms"]
     started = time.perf_counter()
-    subprocess.run([sys.executable, "-c", "from trivet.apps.cli.main import main; main()", *command], check=True, capture_output=True)
+    start = [sys.executable, "-c", "from trivet.apps.cli.main import main; main()"]
+    subprocess.run([*start, *command], check=True, capture_output=True)
     cold_s = time.perf_counter() - started
     other_s, reason = peer_s()
     rate = found.evaluated / cpu_s

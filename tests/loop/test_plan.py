@@ -18,7 +18,9 @@ from trivet.loop.plan_run import PlanRequest, run_plan
 from trivet.loop.space import Space
 from trivet.model.config import read as read_model
 
-SMALL = {"model": "Qwen/Qwen3-8B", "rate_per_s": 6.0, "isl": 900, "osl": 150, "chips": ["h100", "a800"], "max_chips_per_replica": 2}
+SMALL = {
+    "model": "Qwen/Qwen3-8B", "rate_per_s": 6.0, "isl": 900, "osl": 150, "chips": ["h100", "a800"], "max_chips_per_replica": 2,
+}  # fmt: skip
 
 
 def request(**changes: Any) -> tuple[PlanRequest, Goal, Space]:

@@ -41,7 +41,7 @@ def finalists(search: Search, limit: int = 40) -> list[int]:
     front = sorted(search.frontier, key=lambda i: search.candidates[i].usd_per_million_tokens)
     step = max(1, math.ceil(len(front) / limit))
     chosen = dict.fromkeys(front[::step])
-    chosen.update(dict.fromkeys((i for rows in search.by_chip.values() for i in rows)))
+    chosen.update(dict.fromkeys(i for rows in search.by_chip.values() for i in rows))
     return sorted(chosen, key=lambda i: search.candidates[i].usd_per_million_tokens)
 
 
