@@ -101,7 +101,11 @@ def test_an_interval_goes_through_as_spread() -> None:
 def test_three_microbenchmarks_pin_what_they_measure_and_narrow_the_rest() -> None:
     part = chip("zhenwu-810e")
     bare = replace(part, name="bare", facts={k: f for k, f in part.facts.items() if not k.startswith("bench_")})
-    measured = {(4096.0, 4096.0, 4096.0): 1.038975e-3, (1.0, 128256.0, 4096.0): 0.471567e-3, (384.0, 384.0, 384.0): 5.053e-6}
+    measured = {
+        (4096.0, 4096.0, 4096.0): 1.038975e-3,
+        (1.0, 128256.0, 4096.0): 0.471567e-3,
+        (384.0, 384.0, 384.0): 5.053e-6,
+    }
     for (m, n, k), seconds in measured.items():
         found = time(Gemm("g", m, n, k), part, isolated=True)
         assert abs(np.log(found.value_s / seconds)) < 0.08

@@ -32,11 +32,33 @@ def made_up(rows: int = 600, seed: int = 1) -> Samples:
             total = offset + more
             seconds = 2e-6 + ((compute * np.exp(total)) ** 4 + (memory * np.exp(0.2)) ** 4) ** 0.25
             x = np.column_stack([np.log(compute), np.log(memory)]).astype(np.float32)
-            parts.append((x, np.column_stack([compute, memory, np.full(rows, 2e-6)]), seconds * np.exp(0.02 * rng.standard_normal(rows)), chip, family, library))
+            parts.append(
+                (
+                    x,
+                    np.column_stack([compute, memory, np.full(rows, 2e-6)]),
+                    seconds * np.exp(0.02 * rng.standard_normal(rows)),
+                    chip,
+                    family,
+                    library,
+                )
+            )
     column = {i: np.concatenate([np.full(rows, p[i]) for p in parts]) for i in (3, 4, 5)}
     x, base, seconds = (np.concatenate([p[i] for p in parts]) for i in (0, 1, 2))
-    ones = np.column_stack([column[5] == "vllm", column[5] == "sglang", np.zeros(len(x)), np.ones(len(x))]).astype(np.float32)
-    return Samples("gemm", ("bf16",), np.hstack([x, ones]), base, seconds, column[3], column[4], column[5], np.full(len(x), "bf16"), np.zeros((len(x), 2)))
+    ones = np.column_stack([column[5] == "vllm", column[5] == "sglang", np.zeros(len(x)), np.ones(len(x))]).astype(
+        np.float32
+    )
+    return Samples(
+        "gemm",
+        ("bf16",),
+        np.hstack([x, ones]),
+        base,
+        seconds,
+        column[3],
+        column[4],
+        column[5],
+        np.full(len(x), "bf16"),
+        np.zeros((len(x), 2)),
+    )
 
 
 def test_fit_recovers_and_leaves_out_fairly() -> None:
@@ -129,7 +151,14 @@ def test_command_exits_zero_whatever_rows_fail(tmp_path: Path) -> None:
 
 
 def test_measured_entry_is_a_chip(tmp_path: Path) -> None:
-    found = Measured("Some CPU", "numpy", "fp32", {"bench_gemm_4096_s": 2.0, "bench_gemv_s": 0.15, "bench_gemm_384_s": 5e-4}, 16e9, 4)
+    found = Measured(
+        "Some CPU",
+        "numpy",
+        "fp32",
+        {"bench_gemm_4096_s": 2.0, "bench_gemv_s": 0.15, "bench_gemm_384_s": 1.7e-3},
+        16e9,
+        4,
+    )
     path = tmp_path / "local.yaml"
     path.write_text(catalogue_entry(found), encoding="utf-8")
     part = read_chip(path)
@@ -152,8 +181,19 @@ def test_user_microbenchmarks_shrink_the_spread(tmp_path: Path) -> None:
 
 
 def test_scores_count_groups_alike() -> None:
-    labels = {n: np.array(v) for n, v in {"op": ["g"] * 4, "dtype": ["x"] * 4, "chip": list("aaab"), "engine": ["e"] * 4, "family": ["f"] * 4}.items()}
-    data = validate_operators.Compared(np.ones(4), np.array([1.1, 1.1, 1.1, 1.5]), np.full(4, 0.5), np.full(4, 1.2), labels)
+    labels = {
+        n: np.array(v)
+        for n, v in {
+            "op": ["g"] * 4,
+            "dtype": ["x"] * 4,
+            "chip": list("aaab"),
+            "engine": ["e"] * 4,
+            "family": ["f"] * 4,
+        }.items()
+    }
+    data = validate_operators.Compared(
+        np.ones(4), np.array([1.1, 1.1, 1.1, 1.5]), np.full(4, 0.5), np.full(4, 1.2), labels
+    )
     assert np.isclose(validate_operators.pooled(data)[0].median_error, 0.3)
     assert np.isclose(validate_operators.scores(data, ("chip",))[0].coverage, 1.0)
 

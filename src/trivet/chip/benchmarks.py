@@ -50,7 +50,8 @@ def benchmarks(chip: Chip) -> tuple[tuple[Gemm, float], ...]:
         seconds = chip.get(name)
         if seconds is not None and seconds > 0:
             dtype = "bf16" if chip.get("peak_flops_bf16") or chip.get("peak_flops_fp16") else "fp32"
-            found.append((Gemm(name, *(float(v) for v in shape), dtype), seconds))
+            m, n, k = (float(v) for v in shape)
+            found.append((Gemm(name, m, n, k, dtype), seconds))
     return tuple(found)
 
 
@@ -68,10 +69,12 @@ def update(measured: Sequence[tuple[Gemm, float]], predict: Predict, sheet: Floa
             value, shares = predict(operator, delta)
             rows.append(shares)
             off.append(np.log(seconds / value) + shares @ delta)
-        slope = np.array(rows)
-        information = np.diag(1.0 / prior) + slope.T @ slope / NOISE**2
-        covariance = np.linalg.inv(information)
-        following = covariance @ (slope.T @ np.array(off)) / NOISE**2
+        slope, target = np.array(rows), np.array(off)
+        # A benchmark that contradicts the others (a busy machine, another clock) counts less.
+        trust = 1.0 / (1.0 + ((target - slope @ delta) / 0.5) ** 2)
+        weighted = slope * (trust / NOISE**2)[:, None]
+        covariance = np.linalg.inv(np.diag(1.0 / prior) + weighted.T @ slope)
+        following = covariance @ (weighted.T @ target)
         step = np.clip(following - delta, -0.5, 0.5)
         delta = delta + step
         if float(np.abs(step).max()) < 1e-6:

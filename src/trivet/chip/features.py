@@ -58,7 +58,9 @@ def product_features(op: Gemm | Stream | Conv, parts: Terms, point: ChipPoint) -
         m, n, k, batch = (np.asarray(v, dtype=np.float64) for v in (op.m, op.n, op.k, op.batch))
     else:
         m, k, batch = parts.rows, parts.depth, np.ones_like(parts.rows)
-        n = np.maximum(parts.bytes / 4096.0 if isinstance(op, Stream) else np.asarray(op.out_channels, dtype=np.float64), 1.0)
+        n = np.maximum(
+            parts.bytes / 4096.0 if isinstance(op, Stream) else np.asarray(op.out_channels, dtype=np.float64), 1.0
+        )
     tiles = np.maximum(np.ceil(m / 128.0) * np.ceil(n / 128.0) * batch, 1.0)
     depth = k / np.clip(point.units / tiles, 1.0, np.maximum(k / 256.0, 1.0))
     return [
@@ -165,7 +167,11 @@ def features(kind: str, op: Any, parts: Terms, point: ChipPoint) -> NDArray[np.f
     found = _FUNCTIONS[kind](op, parts, point)
     matrix = np.empty((len(found), size), np.float32)
     for row, value in zip(matrix, found, strict=True):
-        row[:] = value if np.size(value) == 1 or np.shape(value) == shape == (size,) else np.broadcast_to(value, shape).ravel()
+        row[:] = (
+            value
+            if np.size(value) == 1 or np.shape(value) == shape == (size,)
+            else np.broadcast_to(value, shape).ravel()
+        )
     return matrix.T
 
 

@@ -20,7 +20,8 @@ _ALIASES = {"vllm_host": "vllm", "trtllm_min": "trtllm"}  # profile -> library i
 # A precision that was not measured for a kind -> the nearest one, in order.
 _DTYPE_FALLBACK = {
     "int8": ("fp8", "bf16"), "mxfp8": ("fp8_block", "fp8", "bf16"), "fp16": ("bf16",), "fp32": ("bf16",), "tf32": ("bf16",),
-    "int8_wo": ("int4_wo", "bf16"), "int4_wo": ("int8_wo", "bf16"), "mxfp4": ("int4_wo", "bf16"), "nvfp4": ("mxfp4", "fp8", "bf16"),
+    "int8_wo": ("int4_wo", "bf16"), "int4_wo": ("int8_wo", "bf16"), "mxfp4": ("int4_wo", "bf16"), "nvfp4": ("mxfp4",
+    "fp8", "bf16"),
     "fp8": ("fp8_block", "bf16"), "fp8_block": ("fp8", "bf16"), "w4a8_mxfp4": ("nvfp4", "fp8", "bf16"),
 }  # fmt: skip
 

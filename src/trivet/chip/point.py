@@ -135,7 +135,8 @@ def _build(chip: Chip, dtype: str) -> ChipPoint:
         name=chip.name, family=chip.family, math=math_dtype, native=native, peak_flops=peak.value, vector_flops=vector.value,
         bandwidth=bandwidth.value, l2_bytes=cache.value, units=max(1.0, units.value),
         clock_hz=_positive(chip, "clock_hz", 1.7e9).value, memory_bytes=_positive(chip, "memory_bytes", 64e9).value,
-        link_bandwidth=_positive(chip, "link_bandwidth_bytes_per_s", 0.0).value if chip.get("link_bandwidth_bytes_per_s") else 0.0,
+        link_bandwidth=_positive(chip, "link_bandwidth_bytes_per_s",
+        0.0).value if chip.get("link_bandwidth_bytes_per_s") else 0.0,
         watts=_positive(chip, "tdp_w", 500.0).value, launch_s=chip.get("launch_s") or 0.0,
         host_launch_s=chip.get("host_launch_s") or 0.0, sigma_compute=peak.log_sigma, sigma_bandwidth=bandwidth.log_sigma,
         sigma_cache=cache.log_sigma, bench=tuple(0.0 if b is None else b.value for b in bench),  # type: ignore[arg-type]

@@ -92,7 +92,9 @@ class Named(Protocol):
     def family(self) -> str: ...
 
 
-def offsets(kind: Kind, point: Named, library: str, precision: str, covariates: Floats) -> tuple[Floats, Floats, str, str]:
+def offsets(
+    kind: Kind, point: Named, library: str, precision: str, covariates: Floats
+) -> tuple[Floats, Floats, str, str]:
     """(offsets [3], their log spread [3], how the chip is known, note)."""
     key, note = known_group(kind, library, precision)
     exact = kind.measured.get(f"{point.name}|{key}")

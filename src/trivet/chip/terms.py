@@ -19,9 +19,7 @@ from trivet.operators import ACTIVATION_BYTES, WEIGHT_BYTES, Attention, Conv, Ge
 Floats = NDArray[np.float64]
 
 # Output tiles that matrix libraries build from (rows, columns); the best one is taken, as their heuristics do.
-TILES = np.array(
-    [[256, 128], [128, 256], [128, 128], [128, 64], [64, 128], [64, 64], [32, 64], [16, 128]], float
-)
+TILES = np.array([[256, 128], [128, 256], [128, 128], [128, 64], [64, 128], [64, 64], [32, 64], [16, 128]], float)
 # Rows and columns loaded per multiply: a small tile starves the matrix unit. Relative rate 1/(1 + c (1/rows + 1/cols)).
 TILE_COST = 24.0
 SPLIT_K_MIN = 256.0  # shortest useful slice of the inner dimension, elements
@@ -73,10 +71,7 @@ def _tiled(m: Floats, n: Floats, k: Floats, batch: Floats, point: ChipPoint) -> 
     jobs = tiles * split
     waves = np.ceil(jobs / point.units)
     rate = (
-        point.peak_flops
-        / point.units
-        / (1.0 + TILE_COST * (1.0 / rows + 1.0 / cols))
-        * (1.0 + TILE_COST * 3.0 / 256.0)
+        point.peak_flops / point.units / (1.0 + TILE_COST * (1.0 / rows + 1.0 / cols)) * (1.0 + TILE_COST * 3.0 / 256.0)
     )
     seconds = waves * (2.0 * rows * cols * k / split) / rate
     best = np.argmin(seconds, axis=0)[None, ...]
@@ -240,9 +235,7 @@ def terms(op: Any, point: ChipPoint, isolated: bool = False) -> Terms:
         if isinstance(op, kind):
             found: Terms = function(op, point, isolated)
             return found
-    raise Unsupported(
-        f"no timing for {type(op).__name__}", field="operator", allowed=[k.__name__ for k, _ in _KINDS]
-    )
+    raise Unsupported(f"no timing for {type(op).__name__}", field="operator", allowed=[k.__name__ for k, _ in _KINDS])
 
 
 _KINDS: tuple[tuple[type, Any], ...] = (

@@ -128,7 +128,8 @@ def _stream(operator: Stream, point: ChipPoint, isolated: bool, graph: bool) -> 
         for v in (value, np.sqrt(STREAM_SIGMA**2 + sheet), compute, bandwidth, floor / value, floor, STREAM_SIGMA)
     ]
     sigmas = (point.sigma_compute, point.sigma_bandwidth, 0.0, 0.0)
-    return Seconds(*columns[:5], 0.0, columns[5], "", columns[6], sigmas)
+    value_s, sigma, compute_share, bandwidth_share, launch, floor_s, own = columns
+    return Seconds(value_s, sigma, compute_share, bandwidth_share, launch, 0.0, floor_s, "", own, sigmas)
 
 
 @dataclass(frozen=True, eq=False)
@@ -168,7 +169,9 @@ def _belief(kinds: Kinds, chip: Chip, point: ChipPoint, kind: str, library: str,
     return belief
 
 
-def _prior(learned: residual.Kind, chip: Chip, point: ChipPoint, library: str, precision: str) -> tuple[Floats, Floats, str, str]:
+def _prior(
+    learned: residual.Kind, chip: Chip, point: ChipPoint, library: str, precision: str
+) -> tuple[Floats, Floats, str, str]:
     if point.fine_grained:
         return CPU_OFFSET, CPU_SIGMA, "new", ""
     offset, kernels, how, note = residual.offsets(learned, point, library, precision, covariates(point))
@@ -190,8 +193,15 @@ def _update(kinds: Kinds, chip: Chip, library: str, measured: tuple[tuple[Gemm, 
 
 
 def predict_flat(
-    learned: residual.Kind, operator: Compute, point: ChipPoint, kind: str, library: str, offset: Floats, isolated: bool,
-    origin: ChipPoint | None = None, bounded: bool = True,
+    learned: residual.Kind,
+    operator: Compute,
+    point: ChipPoint,
+    kind: str,
+    library: str,
+    offset: Floats,
+    isolated: bool,
+    origin: ChipPoint | None = None,
+    bounded: bool = True,
 ) -> tuple[Floats, ...]:
     """Flat (seconds, compute, bandwidth, launch shares, floor seconds). A variant is corrected as its ``origin`` is; not
     ``bounded`` by the data sheet, the seconds follow every change of ``offset``."""
@@ -231,7 +241,10 @@ def _seconds(
         v.reshape(shape) if shape else float(v[0]) for v in (value, total, compute, bandwidth, launch, floor, own)
     ]
     a, b, c = (float(s) for s in belief.sigma)
-    return Seconds(*columns[:5], 0.0, columns[5], "; ".join(said), columns[6], (a, b, c, 0.0))
+    value_s, log_sigma, *each, floor_s, own_sigma = columns
+    return Seconds(
+        value_s, log_sigma, each[0], each[1], each[2], 0.0, floor_s, "; ".join(said), own_sigma, (a, b, c, 0.0)
+    )
 
 
 def operator_shape(operator: Compute) -> tuple[int, ...]:

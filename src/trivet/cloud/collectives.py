@@ -151,11 +151,11 @@ def time(
         found = _seconds(value, sigma, volume / value, profile.launch_s, profile.log_sigma, sheet, "")
     if not scalar:
         return found
-    return Seconds(
-        *(float(np.ravel(v)[0]) for v in (found.value_s, found.log_sigma)), 0.0, 0.0,
-        *(float(np.ravel(v)[0]) for v in (found.launch, found.link, found.floor_s)), found.note,
-        float(np.ravel(found.own_sigma)[0]), found.sigmas,
-    )  # fmt: skip
+    seconds, spread, launch, link, floor_s, own = (
+        float(np.ravel(v)[0])
+        for v in (found.value_s, found.log_sigma, found.launch, found.link, found.floor_s, found.own_sigma)
+    )
+    return Seconds(seconds, spread, 0.0, 0.0, launch, link, floor_s, found.note, own, found.sigmas)
 
 
 def _seconds(value: Floats, sigma: Floats, link: Floats, floor: Any, own: Any, sheet: float, note: str) -> Seconds:
@@ -195,7 +195,10 @@ def levels_of(chip: Chip, group: int, server: str = "") -> list[Level]:
 
 
 def _scale_up(level: LinkLevel) -> bool:
-    return getattr(level, "topology", "") in ("switch", "mesh", "pcie", "ring", "torus") or level.bandwidth_bytes_per_s >= 100e9
+    return (
+        getattr(level, "topology", "") in ("switch", "mesh", "pcie", "ring", "torus")
+        or level.bandwidth_bytes_per_s >= 100e9
+    )
 
 
 def ring_share(kind: str, n: int) -> float:
@@ -203,7 +206,9 @@ def ring_share(kind: str, n: int) -> float:
     return (2.0 if kind == "all_reduce" else 1.0) * (n - 1) / n
 
 
-def collective_features(kind: str, size: Floats, n: int, bandwidth: float, name: str) -> tuple[Floats, NDArray[np.float32]]:
+def collective_features(
+    kind: str, size: Floats, n: int, bandwidth: float, name: str
+) -> tuple[Floats, NDArray[np.float32]]:
     """(ideal seconds [rows, 3]: ring volume over the link, a hundredth of it, floor; features [rows, features])."""
     custom, eager = BACKENDS[name]
     volume = ring_share(kind, n) * size / bandwidth
@@ -240,7 +245,11 @@ def _learned(transfer: Transfer, size: Floats, level: LinkLevel, chip: Chip, lib
     factors = np.array([np.hypot(spread[0], sheet), np.hypot(spread[1], sheet), spread[2]])
     total = np.sqrt(own**2 + ((shares * factors) ** 2).sum(1))
     link = a + b
-    said = note if library in BACKENDS or library == "nccl" else "; ".join(n for n in (note, f"collectives of {name}") if n)
+    said = (
+        note
+        if library in BACKENDS or library == "nccl"
+        else "; ".join(n for n in (note, f"collectives of {name}") if n)
+    )
     return Seconds(
         value.reshape(shape), total.reshape(shape), 0.0, 0.0, launch.reshape(shape), link.reshape(shape), floor.reshape(shape),
         said, own.reshape(shape), (0.0, 0.0, float(factors[2]), float(factors[0])),

@@ -71,7 +71,9 @@ def predict(kind: residual.Kind, data: Samples, hide: bool = False) -> tuple[Flo
         family = str(data.family[rows[0]])
         point = _Named("" if hide else chip, "" if hide else family)
         offset, _, known, _ = residual.offsets(kind, point, library, precision, data.covariate[rows[0]])
-        value, a, b, c, _ = residual.combine(data.base[rows, 0], data.base[rows, 1], data.base[rows[0], 2], correction[rows] + offset)
+        value, a, b, c, _ = residual.combine(
+            data.base[rows, 0], data.base[rows, 1], data.base[rows[0], 2], correction[rows] + offset
+        )
         seconds[rows], shares[rows] = value, np.column_stack([a, b, c])
         how[rows] = known
     return seconds, shares, how
@@ -131,11 +133,15 @@ def _own_spread(error: Floats, shares: Floats, size: Floats, weight: Floats, fac
     total = np.exp(columns @ coefficients) / Z80
     own = np.sqrt(np.maximum(total**2 - ((shares * factors) ** 2).sum(1), (0.35 * total) ** 2))
     design = columns * np.sqrt(weight)[:, None]
-    fitted = np.linalg.solve(design.T @ design + 1e-6 * np.eye(design.shape[1]), design.T @ (np.log(own) * np.sqrt(weight)))
+    fitted = np.linalg.solve(
+        design.T @ design + 1e-6 * np.eye(design.shape[1]), design.T @ (np.log(own) * np.sqrt(weight))
+    )
     return _conformal(fitted, columns, error, shares, weight, factors)
 
 
-def _conformal(fitted: Floats, columns: Floats, error: Floats, shares: Floats, weight: Floats, factors: Floats) -> Floats:
+def _conformal(
+    fitted: Floats, columns: Floats, error: Floats, shares: Floats, weight: Floats, factors: Floats
+) -> Floats:
     """Shift the own spread until exactly 80% of the (weighted) errors lie inside the interval."""
     common = ((shares * factors) ** 2).sum(1)
     low, high = -3.0, 3.0
@@ -210,7 +216,11 @@ def benchmark_rows(folder: Path) -> dict[str, tuple[tuple[Gemm, float], ...]]:
     found: dict[str, list[tuple[Gemm, float]]] = {}
     for m, n, k in BENCHMARKS:
         mine = frame.filter(
-            (frame["m"] == m) & (frame["n"] == n) & (frame["k"] == k) & (frame["gemm_dtype"] == "bfloat16") & (frame["engine"] == "vllm")
+            (frame["m"] == m)
+            & (frame["n"] == n)
+            & (frame["k"] == k)
+            & (frame["gemm_dtype"] == "bfloat16")
+            & (frame["engine"] == "vllm")
         )
         for chip, latency in mine.select("chip", "latency").sort("chip", "latency").iter_rows():
             shapes = found.setdefault(str(chip), [])
@@ -232,14 +242,20 @@ def predict_benchmarked(fit: Fit, measured: dict[str, tuple[tuple[Gemm, float], 
             point = chip_point(catalogue_chip(name), "bf16")
             prior, before, _, _ = residual.offsets(left, _Named(name, ""), "vllm", "bf16", covariates(point))
 
-            def ask(operator: Gemm, delta: Floats, kind: Any = left, where: Any = point, start: Any = prior) -> tuple[float, Floats]:
+            def ask(
+                operator: Gemm, delta: Floats, kind: Any = left, where: Any = point, start: Any = prior
+            ) -> tuple[float, Floats]:
                 parts = predict_flat(kind, operator, where, "gemm", "vllm", start + delta, True, bounded=False)
                 return float(parts[0][0]), np.array([parts[1][0], parts[2][0], parts[3][0]])
 
-            shift, sigma = update(measured[name], ask, np.zeros(3), before).apply(precision == "bf16", np.zeros(3), kernels)
+            shift, sigma = update(measured[name], ask, np.zeros(3), before).apply(
+                precision == "bf16", np.zeros(3), kernels
+            )
             offset = offset + shift
         correction = residual.network(left, data.x[rows])
-        value, a, b, c, _ = residual.combine(data.base[rows, 0], data.base[rows, 1], data.base[rows[0], 2], correction + offset)
+        value, a, b, c, _ = residual.combine(
+            data.base[rows, 0], data.base[rows, 1], data.base[rows[0], 2], correction + offset
+        )
         seconds[rows], shares[rows], spread[rows] = value, np.column_stack([a, b, c]), sigma
     return seconds, shares, spread
 
@@ -273,12 +289,14 @@ def differences(fits: dict[str, Fit]) -> list[str]:
     shipped = residual.shipped()
     ours = residual.pack({name: fit.kind for name, fit in fits.items()})
     theirs = residual.pack({name: shipped[name] for name in fits if name in shipped})
-    return sorted(k for k in {*ours, *theirs} if k not in ours or k not in theirs or not np.array_equal(ours[k], theirs[k]))
+    return sorted(
+        k for k in {*ours, *theirs} if k not in ours or k not in theirs or not np.array_equal(ours[k], theirs[k])
+    )
 
 
 def write_coefficients(fits: dict[str, Fit], path: Path) -> None:
     """The ``npz`` that ``trivet.chip.residual`` reads; whole or not at all."""
-    arrays = residual.pack({name: fit.kind for name, fit in fits.items()})
+    arrays: dict[str, Any] = residual.pack({name: fit.kind for name, fit in fits.items()})
     temporary = path.with_name(path.name + ".partial")
     with temporary.open("wb") as stream:
         np.savez_compressed(stream, **arrays)

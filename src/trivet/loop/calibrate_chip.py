@@ -69,7 +69,9 @@ def calibrate_chip(name: str, measured: dict[str, float]) -> Calibrated:
     changes = []
     for operator in SHOWN:
         a, b = time(operator, blunt), time(operator, sharp)
-        changes.append(Change(operator.name, float(a.value_s), float(b.value_s), float(a.log_sigma), float(b.log_sigma)))
+        changes.append(
+            Change(operator.name, float(a.value_s), float(b.value_s), float(a.log_sigma), float(b.log_sigma))
+        )
     return Calibrated(sharp, measured, tuple(changes))
 
 
@@ -86,5 +88,11 @@ def entry_text(done: Calibrated) -> str:
         groups.setdefault((fact.source, fact.status, fact.date), []).append(f"      {name}: {{{', '.join(parts)}}}")
     for (source, status, date), rows in groups.items():
         quoted = source.replace('"', "'")
-        lines += [f'  - source: "{quoted}"', f"    status: {status}", *([f'    date: "{date}"'] if date else []), "    values:", *rows]
+        lines += [
+            f'  - source: "{quoted}"',
+            f"    status: {status}",
+            *([f'    date: "{date}"'] if date else []),
+            "    values:",
+            *rows,
+        ]
     return "\n".join(lines) + "\n"

@@ -34,9 +34,13 @@ def _frames(folder: Path) -> Any:
             frame = frame.with_columns(pl.lit("").alias("backend"))
         width = pl.when(pl.col(dtype) == "int8").then(1).otherwise(2)
         keys = ["chip", "op_name", "kernel_source", "backend", "engine", "num_gpus"]
-        frame = frame.with_columns((pl.col("message_size").cast(pl.Int64) * width).alias("bytes"), pl.col("backend").fill_null(""))
+        frame = frame.with_columns(
+            (pl.col("message_size").cast(pl.Int64) * width).alias("bytes"), pl.col("backend").fill_null("")
+        )
         # Runs of several versions repeat a size: the median of them is one row.
-        parts.append(frame.group_by([*keys, "bytes"], maintain_order=True).agg(pl.col("latency").median()).sort([*keys, "bytes"]))
+        parts.append(
+            frame.group_by([*keys, "bytes"], maintain_order=True).agg(pl.col("latency").median()).sort([*keys, "bytes"])
+        )
     joined = pl.concat(parts)
     # Eight L40S span two sockets without peer access (about 1 GB/s): a fault of that host, not of the chip.
     return joined.filter(~((pl.col("chip") == "l40s") & (pl.col("num_gpus") == 8)) & (pl.col("latency") > 0))
@@ -50,7 +54,10 @@ def load_collectives(folder: Path) -> Samples:
     for values, part in _frames(folder).group_by(keys, maintain_order=True):
         name, op, source, label, engine, n = (v if isinstance(v, int) else str(v) for v in values)
         chip = catalogue_chip(str(name))
-        kind, library = operator_name(str(op)), backend(str(engine) if "NCCL" not in str(source) else "nccl", str(source), str(label))
+        kind, library = (
+            operator_name(str(op)),
+            backend(str(engine) if "NCCL" not in str(source) else "nccl", str(source), str(label)),
+        )
         bandwidth = levels_of(chip, int(n))[0].bandwidth_bytes_per_s
         base, x = collective_features(kind, part["bytes"].to_numpy().astype(np.float64), int(n), bandwidth, library)
         rows = len(part)

@@ -5,6 +5,7 @@ All numpy and single-threaded, in a fixed order, so that the same data give the 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -32,7 +33,9 @@ class Recipe:
     batch: int = 1024
     rate: float = 6e-3
     decay: float = 1e-1
-    tether: float = 0.01  # pull of every correction towards USUAL: decides between causes that the data cannot tell apart
+    tether: float = (
+        0.01  # pull of every correction towards USUAL: decides between causes that the data cannot tell apart
+    )
     ridge: tuple[tuple[str, float], ...] = (
         ("library", 0.1), ("precision", 1.0), ("group", 1.0), ("covariate", 0.5), ("family", 3.0), ("chip", 1.0),
     )  # fmt: skip
@@ -81,7 +84,11 @@ class _Adam:
 
 
 def _forward(
-    parameters: dict[str, NDArray[np.float32]], depth: int, x: NDArray[np.float32], logs: NDArray[np.float32], rows: NDArray[Any]
+    parameters: dict[str, NDArray[np.float32]],
+    depth: int,
+    x: NDArray[np.float32],
+    logs: NDArray[np.float32],
+    rows: NDArray[Any],
 ) -> tuple[NDArray[np.float32], NDArray[np.float32], list[NDArray[np.float32]]]:
     """(log seconds, their slope in the three corrections, hidden layers)."""
     layers = [x]
@@ -114,7 +121,7 @@ def train(data: Samples, recipe: Recipe, seed: int = 0, progress: Callable[[floa
     sizes = [x.shape[1], *recipe.hidden, 3]
     depth = len(sizes) - 1
     parameters: dict[str, NDArray[np.float32]] = {}
-    for index, (a, b) in enumerate(zip(sizes[:-1], sizes[1:], strict=True)):
+    for index, (a, b) in enumerate(itertools.pairwise(sizes)):
         gain = 0.1 if index == depth - 1 else 1.0
         parameters[f"w{index}"] = (rng.normal(0.0, gain / np.sqrt(a), (a, b))).astype(np.float32)
         parameters[f"b{index}"] = np.zeros(b, np.float32)
@@ -165,7 +172,11 @@ class Parts:
 
 
 def take_apart(
-    trained: Trained, data: Samples, recipe: Recipe, outsiders: tuple[str, ...] = ("battlemage",), without: frozenset[str] = frozenset()
+    trained: Trained,
+    data: Samples,
+    recipe: Recipe,
+    outsiders: tuple[str, ...] = ("battlemage",),
+    without: frozenset[str] = frozenset(),
 ) -> Parts:
     """Robust ridge regression of the offsets on library, precision, their pairs, covariates, family and chip.
 
@@ -207,7 +218,10 @@ def take_apart(
     # What a data sheet says of watts bears on the compute rate alone.
     firm = [1e6 if what == "covariate" else p for (what, _), p in zip(names, penalty, strict=True)]
     solution = np.column_stack(
-        [_robust_ridge(design[inside], values[inside, j], weight[inside], penalty if j == 0 else firm) for j in range(3)]
+        [
+            _robust_ridge(design[inside], values[inside, j], weight[inside], penalty if j == 0 else firm)
+            for j in range(3)
+        ]
     )
     found = dict(zip(names, solution, strict=True))
 
@@ -215,7 +229,8 @@ def take_apart(
         return np.asarray(found.get((what, label), np.zeros(3)))
 
     group = {
-        str(p): effect("intercept", "") + effect("library", p.split("|")[0]) + effect("precision", p.split("|")[1]) + effect("group", str(p))
+        str(p): effect("intercept", "") + effect("library", p.split("|")[0]) + effect("precision",
+        p.split("|")[1]) + effect("group", str(p))
         for p in np.unique(pair)
     }  # fmt: skip
     slope = np.array([effect("covariate", str(i)) for i in range(covariate.shape[1])])
@@ -240,7 +255,7 @@ def _outsiders(parts: Parts, keys: list[str], values: Floats, family_of: Any, co
 
 def _robust_ridge(design: Floats, value: Floats, weight: Floats, penalty: list[float]) -> Floats:
     """Iteratively reweighted: a group far off (0.3 and more in log) counts less."""
-    trust = np.ones(len(value))
+    trust: Any = np.ones(len(value))
     solution = np.zeros(design.shape[1])
     for _ in range(8):
         scaled = design * (weight * np.sqrt(trust))[:, None]
@@ -250,7 +265,9 @@ def _robust_ridge(design: Floats, value: Floats, weight: Floats, penalty: list[f
     return np.asarray(solution)
 
 
-def assemble(trained: Trained, parts: Parts, precisions: tuple[str, ...], sigma_new: Floats, sigma_family: Floats) -> Kind:
+def assemble(
+    trained: Trained, parts: Parts, precisions: tuple[str, ...], sigma_new: Floats, sigma_family: Floats
+) -> Kind:
     """A ``Kind`` whose own spread is still to be calibrated."""
     return Kind(
         precisions, trained.weights, trained.biases, trained.mean, trained.scale, parts.group, parts.covariate, parts.centre,

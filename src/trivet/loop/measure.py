@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,11 @@ import numpy as np
 
 from trivet.errors import TrivetError
 
-SHAPES = {"bench_gemm_4096_s": (4096, 4096, 4096), "bench_gemv_s": (1, 128256, 4096), "bench_gemm_384_s": (384, 384, 384)}
+SHAPES = {
+    "bench_gemm_4096_s": (4096, 4096, 4096),
+    "bench_gemv_s": (1, 128256, 4096),
+    "bench_gemm_384_s": (384, 384, 384),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +62,7 @@ def _numpy_calls() -> tuple[str, str, dict[str, Callable[[], Any]], Callable[[],
         left = rng.standard_normal((m, k), dtype=np.float32)
         right = rng.standard_normal((k, n), dtype=np.float32)
         out = np.empty((m, n), np.float32)
-        calls[name] = lambda a=left, b=right, c=out: np.matmul(a, b, out=c)
+        calls[name] = partial(np.matmul, left, right, out=out)
     return "numpy", "fp32", calls, lambda: None
 
 
@@ -68,7 +73,7 @@ def _torch_calls(device: str) -> tuple[str, str, dict[str, Callable[[], Any]], C
     calls: dict[str, Callable[[], Any]] = {}
     for name, (m, n, k) in SHAPES.items():
         left, right = torch.randn(m, k, dtype=dtype, device=device), torch.randn(n, k, dtype=dtype, device=device)
-        calls[name] = lambda a=left, b=right: torch.nn.functional.linear(a, b)
+        calls[name] = partial(torch.nn.functional.linear, left, right)
     wait = torch.cuda.synchronize if device == "cuda" else lambda: None
     return "torch", "bf16" if device == "cuda" else "fp32", calls, wait
 
@@ -91,7 +96,9 @@ def _cpu_name() -> str:
     return platform.processor() or platform.machine()
 
 
-def measure(backend: str = "", budget_s: float = 10.0, report: Callable[[str, int, int], None] | None = None) -> Measured:
+def measure(
+    backend: str = "", budget_s: float = 10.0, report: Callable[[str, int, int], None] | None = None
+) -> Measured:
     """Run the three microbenchmarks; ``backend``: "numpy", "torch", "cuda" or "" for the best there is.
 
     Raises TrivetError for a back end that is not there.
@@ -101,8 +108,12 @@ def measure(backend: str = "", budget_s: float = 10.0, report: Callable[[str, in
     if wanted not in ("numpy", "torch", "cuda"):
         raise TrivetError(f"unknown back end {backend!r}", field="backend", allowed="numpy, torch, cuda")
     if wanted != "numpy" and (found == "numpy" or (wanted == "cuda" and found != "cuda")):
-        raise TrivetError(f"{wanted} is not available here", field="backend", allowed="numpy" if found == "numpy" else "numpy, torch")
-    label, dtype, calls, wait = _numpy_calls() if wanted == "numpy" else _torch_calls("cuda" if wanted == "cuda" else "cpu")
+        raise TrivetError(
+            f"{wanted} is not available here", field="backend", allowed="numpy" if found == "numpy" else "numpy, torch"
+        )
+    label, dtype, calls, wait = (
+        _numpy_calls() if wanted == "numpy" else _torch_calls("cuda" if wanted == "cuda" else "cpu")
+    )
     seconds = {}
     for index, (key, call) in enumerate(calls.items()):
         if report is not None:
@@ -128,7 +139,8 @@ def catalogue_entry(found: Measured, title: str = "") -> str:
     role = "cpu" if found.backend == "numpy" or found.dtype == "fp32" else "accelerator"
     today = datetime.now(UTC).date().isoformat()
     lines = [
-        f"title: {_quoted(title or found.device)}", "maker: local", "family: local", f"role: {role}", f"dtypes: [{found.dtype}]", "facts:",
+        f"title: {_quoted(title or found.device)}", "maker: local", "family: local", f"role: {role}",
+        f"dtypes: [{found.dtype}]", "facts:",
         f"  - source: {_quoted(f'three microbenchmarks with {found.backend}, {found.threads} threads, on this machine')}",
         "    status: measured", f"    date: {_quoted(today)}", "    values:",
         *(f"      {name}: {found.seconds[name]:.6e}" for name in SHAPES),

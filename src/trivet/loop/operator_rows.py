@@ -119,13 +119,25 @@ def operator(op: str, dtype: str, kv_dtype: str, columns: Columns, text: Mapping
         new = isl if op == "attention_context" else np.ones_like(isl)
         head = c("head_dim")
         return Attention(
-            op, c("batch_size"), new, isl + step, heads, kv_heads, head, head, c("window_size", default=0.0), dtype, kv_dtype
+            op,
+            c("batch_size"),
+            new,
+            isl + step,
+            heads,
+            kv_heads,
+            head,
+            head,
+            c("window_size", default=0.0),
+            dtype,
+            kv_dtype,
         )
     if op in ("mla_context", "mla_generation"):
         heads, isl, step = c("num_heads"), c("isl", default=1.0), c("step", default=0.0)
         ones = np.ones_like(heads)
         if op == "mla_context":
-            return Attention(op, c("batch_size"), isl, isl + step, heads, heads, 192.0 * ones, 128.0 * ones, 0.0, dtype, kv_dtype)
+            return Attention(
+                op, c("batch_size"), isl, isl + step, heads, heads, 192.0 * ones, 128.0 * ones, 0.0, dtype, kv_dtype
+            )
         return Attention(
             op, c("batch_size"), ones, isl + step, heads, ones, 576.0 * ones, 512.0 * ones, 0.0, dtype, kv_dtype, "mla"
         )
@@ -146,7 +158,9 @@ def operator(op: str, dtype: str, kv_dtype: str, columns: Columns, text: Mapping
             raise TrivetError("rows of one operator must share it", field="ep_size")
         # Each token goes once to every chip that holds one of its experts (uniform choice).
         reached = group * (1.0 - (1.0 - 1.0 / group) ** c("topk"))
-        return Transfer(op, "all_to_all", c("num_tokens") * c("hidden_size") * size * reached, int(group[0]), "ep", dtype)
+        return Transfer(
+            op, "all_to_all", c("num_tokens") * c("hidden_size") * size * reached, int(group[0]), "ep", dtype
+        )
     if op in ("all_reduce", "all_gather", "reduce_scatter", "all_to_all"):
         size = 1.0 if dtype == "int8" else 2.0
         group = c("num_gpus")

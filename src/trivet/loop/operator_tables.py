@@ -143,7 +143,9 @@ def _precisions(op: str, frame: Any) -> set[str]:
 def _part(kind: str, op: str, group: dict[str, str], part: Any, precisions: tuple[str, ...]) -> Samples:
     part_chip = catalogue_chip(group["chip"])
     dtype, kv_dtype = _labels(op, group)
-    columns = Columns({name: part[name].to_numpy() for name in part.columns if part[name].dtype.is_numeric()}, len(part))
+    columns = Columns(
+        {name: part[name].to_numpy() for name in part.columns if part[name].dtype.is_numeric()}, len(part)
+    )
     found = operator(op, dtype, kv_dtype, columns, group)
     point = chip_point(part_chip, found.dtype)
     ideal = terms(found, point, True)

@@ -21,7 +21,8 @@ from trivet.operators import Transfer
 
 PRECISION_NAMES = ("gemm_dtype", "moe_dtype", "attn_dtype", "mla_dtype", "nccl_dtype", "allreduce_dtype", "comm_dtype")
 KINDS = {
-    "attention_context": "prefill", "attention_generation": "decode", "mla_context": "mla_prefill", "mla_generation": "mla_decode",
+    "attention_context": "prefill", "attention_generation": "decode", "mla_context": "mla_prefill",
+    "mla_generation": "mla_decode",
 }  # fmt: skip
 
 
@@ -64,7 +65,9 @@ def predict(rows: list[dict[str, str]], report: Callable[[str, int, int], None] 
         try:
             found = _group(key, [rows[i] for i in members])
         except TrivetError as error:
-            found = [Answer("", note=str(error))] * len(members) if len(members) == 1 else _one_by_one(key, rows, members)
+            found = (
+                [Answer("", note=str(error))] * len(members) if len(members) == 1 else _one_by_one(key, rows, members)
+            )
         for index, answer in zip(members, found, strict=True):
             answers[index] = Answer(_id(rows[index], index), answer.value_s, answer.lo_s, answer.hi_s, answer.note)
         done += len(members)
@@ -138,7 +141,9 @@ def _group(key: tuple[str, ...], rows: list[dict[str, str]]) -> list[Answer]:
     numbers: dict[str, Any] = {n: np.array([_number(r.get(n, "")) for r in rows]) for n in names}
     _check(numbers)
     text = {"distribution": distribution, "phase": phase, "kernel_source": source, "comm_dtype": comm}
-    built = operator(op, dtype, kv, Columns(numbers, len(rows)), text if op in {*TEXT_COLUMNS, "moe_all_to_all"} else {})
+    built = operator(
+        op, dtype, kv, Columns(numbers, len(rows)), text if op in {*TEXT_COLUMNS, "moe_all_to_all"} else {}
+    )
     if isinstance(built, Transfer):
         levels = collectives.levels_of(chip, int(group))
         label = collectives.backend(engine, source, backend)
@@ -155,7 +160,11 @@ def _check(numbers: Mapping[str, Any]) -> None:
     for name, values in numbers.items():
         known = values[~np.isnan(values)]
         zero_is_fine = name in ("step", "window_size", "num_key_value_heads", "latency", "power", "sms")
-        if known.size and (known < 0).any() or (known.size and not zero_is_fine and (known == 0).any() and name in _POSITIVE):
+        if (
+            (known.size
+            and (known < 0).any())
+            or (known.size and not zero_is_fine and (known == 0).any() and name in _POSITIVE)
+        ):
             raise TrivetError(f"{float(known.min()):g} is not positive", field=name)
 
 
@@ -166,8 +175,8 @@ _POSITIVE = (
 
 
 def _answers(found: Seconds, rows: int, note: str) -> list[Answer]:
-    value, lo, hi = (np.broadcast_to(np.asarray(v, dtype=np.float64), (rows,)) for v in (found.value_s, found.lo_s, found.hi_s))
+    value, lo, hi = (
+        np.broadcast_to(np.asarray(v, dtype=np.float64), (rows,)) for v in (found.value_s, found.lo_s, found.hi_s)
+    )
     said = "; ".join(n for n in dict.fromkeys((note, found.note)) if n)
     return [Answer("", float(a), float(b), float(c), said) for a, b, c in zip(value, lo, hi, strict=True)]
-
-

@@ -86,7 +86,8 @@ def score(data: Compared, rows: NDArray[Any], group: tuple[str, ...] = ()) -> Sc
     error = np.abs(predicted / measured - 1.0)
     inside = (measured >= data.lo_s[rows]) & (measured <= data.hi_s[rows])
     return Score(
-        group, len(measured), float(np.median(error)), float(np.quantile(error, 0.9)), float(np.median(predicted / measured) - 1.0),
+        group, len(measured), float(np.median(error)), float(np.quantile(error, 0.9)),
+        float(np.median(predicted / measured) - 1.0),
         float(inside.mean()), float(np.log(data.hi_s[rows] / data.lo_s[rows]).mean()),
     )  # fmt: skip
 
@@ -112,6 +113,14 @@ def pooled(data: Compared, by: tuple[str, ...] = ("op", "dtype")) -> list[Score]
 
         middle = float(np.median([s.median_error for s in inside]))
         found.append(
-            Score(name, sum(s.rows for s in inside), middle, mean("p90_error"), mean("bias"), mean("coverage"), mean("log_width"))
+            Score(
+                name,
+                sum(s.rows for s in inside),
+                middle,
+                mean("p90_error"),
+                mean("bias"),
+                mean("coverage"),
+                mean("log_width"),
+            )
         )
     return found

@@ -27,11 +27,17 @@ def scatter(
     for name in sorted(set(names.tolist())):
         rows = np.flatnonzero((names == name) & (x > 0) & (y > 0))
         rows = rows[np.linspace(0, len(rows) - 1, min(points, len(rows))).astype(int)] if len(rows) else rows
-        bounds = [None if b is None else np.asarray(b, float)[rows].tolist() for b in (lo, hi)]
-        series.append(Series(name, x[rows].tolist(), y[rows].tolist(), *bounds))
+        low, high = (None if b is None else np.asarray(b, float)[rows].tolist() for b in (lo, hi))
+        series.append(Series(name, x[rows].tolist(), y[rows].tolist(), low, high))
     label = f" ({unit})" if unit else ""
     return scatter_chart(
-        series, title=title, x_label=f"measured{label}", y_label=f"predicted{label}", x_log=True, y_log=True, diagonal=True
+        series,
+        title=title,
+        x_label=f"measured{label}",
+        y_label=f"predicted{label}",
+        x_log=True,
+        y_log=True,
+        diagonal=True,
     )
 
 
@@ -40,7 +46,8 @@ def table_rows(scores: Sequence[Any], names: Sequence[str]) -> list[dict[str, st
     return [
         {
             **dict(zip(names, s.group, strict=True)), "rows": f"{s.rows:,}", "median error": f"{100 * s.median_error:.1f}%",
-            "p90 error": f"{100 * s.p90_error:.1f}%", "bias": f"{100 * s.bias:+.1f}%", "in 80% interval": f"{100 * s.coverage:.1f}%",
+            "p90 error": f"{100 * s.p90_error:.1f}%", "bias": f"{100 * s.bias:+.1f}%",
+            "in 80% interval": f"{100 * s.coverage:.1f}%",
             "log width": f"{s.log_width:.2f}",
         }
         for s in scores

@@ -12,11 +12,19 @@ app = typer.Typer(add_completion=False)
 
 @app.command()
 def calibrate(
-    folder: Path | None = typer.Argument(None, metavar="FOLDER", help="Folder of kernel tables (gemm.parquet, ...): fits the operators."),
-    out: Path | None = typer.Option(None, "-o", "--out", metavar="FILE", help="Where the coefficients (.npz) or the chip (.yaml) go."),
+    folder: Path | None = typer.Argument(
+        None, metavar="FOLDER", help="Folder of kernel tables (gemm.parquet, ...): fits the operators."
+    ),
+    out: Path | None = typer.Option(
+        None, "-o", "--out", metavar="FILE", help="Where the coefficients (.npz) or the chip (.yaml) go."
+    ),
     kinds: str = typer.Option("", "--kinds", help="Only these kinds of kernels; all when empty. A file needs all."),
-    check: bool = typer.Option(False, "--check", help="Compare with the shipped coefficients; exit 1 where they differ."),
-    chip: str = typer.Option("", "--chip", help="Instead: a chip of the catalogue to sharpen with your microbenchmarks."),
+    check: bool = typer.Option(
+        False, "--check", help="Compare with the shipped coefficients; exit 1 where they differ."
+    ),
+    chip: str = typer.Option(
+        "", "--chip", help="Instead: a chip of the catalogue to sharpen with your microbenchmarks."
+    ),
     gemm: str = typer.Option("", "--gemm", metavar="TIME", help="Its BF16 product of 4096 x 4096 x 4096, e.g. 1.04ms."),
     gemv: str = typer.Option("", "--gemv", metavar="TIME", help="Its BF16 product of 1 x 128256 x 4096."),
     tiny: str = typer.Option("", "--tiny", metavar="TIME", help="Its BF16 product of 384 x 384 x 384."),
@@ -33,7 +41,9 @@ def calibrate(
     elif folder is not None:
         _folder(folder, out, kinds, check, as_json)
     else:
-        raise TrivetError("nothing to calibrate", field="calibrate", allowed="a FOLDER of kernel tables, or --chip NAME")
+        raise TrivetError(
+            "nothing to calibrate", field="calibrate", allowed="a FOLDER of kernel tables, or --chip NAME"
+        )
 
 
 def _folder(folder: Path, out: Path | None, kinds: str, check: bool, as_json: bool) -> None:
@@ -62,7 +72,11 @@ def _folder(folder: Path, out: Path | None, kinds: str, check: bool, as_json: bo
 
         print_table(table_rows(scores, ("op", "dtype")), title="Families left out")
         if check:
-            typer.echo("the same as the shipped coefficients, bit for bit" if not differ else "differs: " + ", ".join(differ[:8]))
+            typer.echo(
+                "the same as the shipped coefficients, bit for bit"
+                if not differ
+                else "differs: " + ", ".join(differ[:8])
+            )
     if differ:
         raise typer.Exit(1)
 
@@ -78,7 +92,9 @@ def _chip(name: str, texts: dict[str, str], out: Path | None, as_json: bool) -> 
         with result_file(out) as place:
             place.write_text(entry_text(done), encoding="utf-8")
     if as_json:
-        typer.echo(json.dumps({"chip": done.chip.name, "changes": [c.to_dict() for c in done.changes], "out": str(out or "")}))
+        typer.echo(
+            json.dumps({"chip": done.chip.name, "changes": [c.to_dict() for c in done.changes], "out": str(out or "")})
+        )
         return
     from trivet.report.tables import print_table
 

@@ -13,7 +13,9 @@ app = typer.Typer(add_completion=False)
 
 @app.command()
 def operators(
-    rows: Path = typer.Argument(..., metavar="IN.csv", help="id, chip, engine, op, dtype and shape columns as in the kernel tables."),
+    rows: Path = typer.Argument(
+        ..., metavar="IN.csv", help="id, chip, engine, op, dtype and shape columns as in the kernel tables."
+    ),
     out: Path = typer.Option(..., "-o", "--out", metavar="OUT.csv", help="Where the predictions go."),
     as_json: bool = typer.Option(False, "--json", help="Print a summary for machines."),
 ) -> None:
