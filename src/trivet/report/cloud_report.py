@@ -223,15 +223,17 @@ def terminal(weeks: Sequence[CloudWeek], comparison: Sequence[Mapping[str, Any]]
     def show(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         table = Table(title=title, title_justify="left", box=SIMPLE, padding=(0, 1), show_header=any(header))
         for k, name in enumerate(header):
-            table.add_column(name, justify="left" if k == 0 or not any(header) else "right", overflow="fold")
+            left = k == 0 or not any(header)
+            table.add_column(name, justify="left" if left else "right", overflow="fold", no_wrap=k == 0)
         for row in rows:
             table.add_row(*(escape(c, quote=False) for c in row))
         console.print(table)
 
     for week in weeks:
         show(f"A week of {week.summary['name']}", ["", ""], money_rows(week.summary))
-        show("Services", *service_rows(week.summary))
-        show("Fluid against simulated, sampled hours", *check_rows(week.summary))
+        header, rows = service_rows(week.summary)
+        narrow = [k for k, name in enumerate(header) if name not in ("chip", "req/s", "W/card")]
+        show("Services", [header[k] for k in narrow], [[row[k] for k in narrow] for row in rows])
     if len(weeks) > 1:
         show(f"Over {weeks[0].summary['name']} (80% intervals)", *comparison_rows(comparison))
     if folder:
