@@ -121,7 +121,9 @@ def test_splitting_a_stream_thins_its_bursts(recorded: dict[str, Service]) -> No
 @given(st.lists(st.integers(0, 6), min_size=2, max_size=48), st.sampled_from([4, 16, 32]))
 def test_service_jobs_hold_exactly_the_replicas_of_each_hour(need: list[int], chips: int) -> None:
     pool = Pool("zhenwu-810e", 8, 16)
-    sized: Any = SimpleNamespace(spec=SimpleNamespace(name="s"), chips_per_replica=chips, replicas=np.array([max(need[0], 1), *need[1:]]))
+    sized: Any = SimpleNamespace(
+        spec=SimpleNamespace(name="s"), chips_per_replica=chips, replicas=np.array([max(need[0], 1), *need[1:]])
+    )
     jobs = service_jobs(sized, pool)
     for hour, count in enumerate(sized.replicas):
         running = [j for j in jobs if j.arrival_s <= hour * 3600 < j.arrival_s + j.duration_s]
@@ -130,8 +132,15 @@ def test_service_jobs_hold_exactly_the_replicas_of_each_hour(need: list[int], ch
 
 
 def test_other_jobs_ask_for_their_load_and_the_cluster_has_its_groups() -> None:
-    s = scenario(pools=[{"chip": "h20", "servers": 64, "chips_per_server": 8}, {"chip": "a800", "servers": 16, "chips_per_server": 8}],
-                 jobs={"count": 4000, "load": 0.3}, servers_per_pod=32, servers_per_rack=4)  # fmt: skip
+    s = scenario(
+        pools=[
+            {"chip": "h20", "servers": 64, "chips_per_server": 8},
+            {"chip": "a800", "servers": 16, "chips_per_server": 8},
+        ],
+        jobs={"count": 4000, "load": 0.3},
+        servers_per_pod=32,
+        servers_per_rack=4,
+    )
     jobs = mixed_jobs(s, ["a", "b"])
     asked = sum(j.chip_milli / 1000 * j.duration_s for j in jobs)
     assert asked / (s.chips * s.days * 86_400) == pytest.approx(0.3, rel=0.1)  # durations are cut at the week
@@ -143,10 +152,14 @@ def test_other_jobs_ask_for_their_load_and_the_cluster_has_its_groups() -> None:
 
 def _week(name: str, usd: float, wide: float, chips: float) -> dict[str, Any]:
     return {
-        "name": name, "pools": [name], "serving_cost_usd": {"value": usd, "lo": usd / wide, "hi": usd * wide},
-        "cost_usd": {"value": 2 * usd, "lo": usd, "hi": 4 * usd}, "serving_joules_per_token": 1.0, "training": [],
+        "name": name,
+        "pools": [name],
+        "serving_cost_usd": {"value": usd, "lo": usd / wide, "hi": usd * wide},
+        "cost_usd": {"value": 2 * usd, "lo": usd, "hi": 4 * usd},
+        "serving_joules_per_token": 1.0,
+        "training": [],
         "services": [{"chips_mean": chips, "chips_at_peak": {"value": chips, "lo": chips / 1.1, "hi": chips * 1.1}}],
-    }  # fmt: skip
+    }
 
 
 def test_comparison_is_a_ratio_with_the_spread_of_both_sides() -> None:
@@ -159,7 +172,13 @@ def test_comparison_is_a_ratio_with_the_spread_of_both_sides() -> None:
 
 
 def test_check_error_names_the_worst_hour() -> None:
-    row = {"fluid_ttft_s": 1.0, "simulated_ttft_s": 2.0, "fluid_tpot_s": 0.1, "simulated_tpot_s": 0.1, "fluid_attainment": 0.95}
+    row = {
+        "fluid_ttft_s": 1.0,
+        "simulated_ttft_s": 2.0,
+        "fluid_tpot_s": 0.1,
+        "simulated_tpot_s": 0.1,
+        "fluid_attainment": 0.95,
+    }
     error = check_error([{**row, "simulated_attainment": 0.97}, {**row, "simulated_attainment": 0.85}])
     assert error["attainment_worst"] == pytest.approx(-0.10)
     assert error["ttft_median_abs_log"] == pytest.approx(math.log(2))
@@ -169,7 +188,9 @@ def test_check_error_names_the_worst_hour() -> None:
 def test_charts_are_well_formed_and_the_same_twice() -> None:
     x = [0.0, 1.0, 2.0]
     for make in (
-        lambda: svg_charts.lines("a <b>", {"one": (x, [1.0, math.nan, 3.0]), "two & three": (x, [0.0, 0.1, 0.2])}, "x", "y"),
+        lambda: svg_charts.lines(
+            "a <b>", {"one": (x, [1.0, math.nan, 3.0]), "two & three": (x, [0.0, 0.1, 0.2])}, "x", "y"
+        ),
         lambda: svg_charts.stacked("s", x, {"one": [1.0, 2.0, 3.0], "two": [1.0, 1.0, 1.0]}, "x", "y", limit=10.0),
         lambda: svg_charts.bars("b", {"one": 1.5, "two": -2.0}, "x", spread={"one": (1.0, 2.0)}),
     ):

@@ -112,7 +112,8 @@ def money_rows(s: Mapping[str, Any]) -> list[list[str]]:
                 "fluid against simulated",
                 f"{error['hours']} sampled hours: kept {error['attainment_mean_difference']:+.1%} in the "
                 f"mean, {error['attainment_worst']:+.1%} at worst; medians: TPOT within "
-                f"{np.expm1(error['tpot_median_abs_log'] or 0):.0%}, TTFT within {np.expm1(error['ttft_median_abs_log'] or 0):.0%}",
+                f"{np.expm1(error['tpot_median_abs_log'] or 0):.0%}, TTFT "
+                f"within {np.expm1(error['ttft_median_abs_log'] or 0):.0%}",
             ]
         )
     return rows
@@ -163,7 +164,7 @@ def html(week: CloudWeek) -> str:
         svg_charts.lines("Requests a second", load, "day", "requests/s"),
         svg_charts.lines("Requests within their SLO", slo, "day", "%", y_range=(50.0, 100.0)),
         svg_charts.stacked("Power at the meter", days, power, "day", "MW"),
-        svg_charts.lines("Cards out of service, and asked for in the queue", faults, "day", "cards"),
+        svg_charts.lines("Cards out of service (spares included), and asked for in the queue", faults, "day", "cards"),
         svg_charts.bars(
             "Revenue of the 20 largest customers", {r["customer"]: r["revenue_usd"] / 1e3 for r in top}, "thousand USD"
         ),

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 
 PALETTE = ("#0b6e99", "#d9730d", "#448361", "#9f6b53", "#9065b0", "#c14c8a", "#787774", "#cb912f", "#337ea9", "#d44c47")
-_LEFT, _RIGHT, _TOP, _BOTTOM = 62, 14, 30, 42
+_LEFT, _RIGHT, _TOP, _BOTTOM = 62, 14, 48, 42
 
 
 def _ticks(lo: float, hi: float, count: int = 5) -> list[float]:
@@ -76,11 +76,11 @@ class _Frame:
         return self.height - _BOTTOM - (y - self.y0) / (self.y1 - self.y0) * (self.height - _TOP - _BOTTOM)
 
     def legend(self, names: Sequence[str]) -> None:
-        x, y = _LEFT + 8.0, _TOP + 12.0
+        x, y = float(_LEFT), 36.0
         for k, name in enumerate(names):
             width = 22 + 7 * len(name)
             if x + width > self.width - _RIGHT:
-                x, y = _LEFT + 8.0, y + 16
+                x, y = _LEFT + 8.0, y + 14
             self.parts.append(
                 f'<rect x="{x:.0f}" y="{y - 9:.0f}" width="10" height="10" fill="{PALETTE[k % len(PALETTE)]}"/>'
             )
