@@ -19,7 +19,7 @@ from trivet.chip.estimate import Estimate, total
 from trivet.cloud.cluster.faults import draw, llama3_faults
 from trivet.cloud.cluster.jobs import Job
 from trivet.cloud.cluster.week import Rules, Week, as_task, describe, run_week
-from trivet.cloud.cost import chip_hour
+from trivet.cloud.cost import chip_hour, revenue_usd
 from trivet.cloud.serving.tenants_traffic import Service
 from trivet.errors import DoesNotFit, TrivetError, UnknownName
 from trivet.loop import training_plan
@@ -180,7 +180,9 @@ def _training_entry(job: Job, plan: training_plan.TrainingPlan, week: Week) -> d
     chips = job.chip_milli / 1000.0
     ran_s = float(week.chip_seconds[j]) / chips
     lost_s, stops = float(week.lost_s[j]), int(week.restarts[j] + week.evictions[j])
-    useful = max(ran_s - lost_s - stops * Rules().restart_s, 0.0)
+    good = plan.goodput
+    writing = 1.0 + good.checkpoint_stop_s / good.interval_s if good.interval_s > 0 else 1.0
+    useful = max(ran_s - lost_s - stops * Rules().restart_s, 0.0) / writing
     return {
         "name": job.name,
         "model": plan.campaign.architecture.name,
@@ -250,6 +252,7 @@ def run_cloud(
     for spec in scenario.services:
         if spec.name not in recorded:
             raise UnknownName(f"no record of {spec.name!r}", field="services", allowed=sorted(recorded))
+        revenue_usd(spec.sold_as, 0.0, 0.0)  # an unknown price ends here, not after minutes
     names = [spec.name for spec in scenario.services]
     services = with_generated(recorded, names, scenario.generated_customers, scenario.seed)
     sized = _sized(services, scenario, read_model, told)
