@@ -12,7 +12,7 @@ these are the latent factors (compute, bandwidth, launch); what remains is each 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any, Protocol
@@ -47,6 +47,7 @@ class Kind:
     sigma_new: Floats  # [3] spread of the offsets of a chip of an unseen family
     sigma_family: Floats  # [3] of an unseen chip of a known family
     spread: Floats  # [3, 5] log spread of a shape (measured, new, benchmarked chip), see ``own_sigma``
+    adjust: dict[str, float] = field(default_factory=dict)  # "row|precision" -> shift of the log spread
 
 
 def network(kind: Kind, x: NDArray[np.float32]) -> Floats:
@@ -131,11 +132,12 @@ def spread_columns(shares: Floats, size: Floats) -> Floats:
     return np.column_stack([np.ones(len(size)), shares[:, 0], shares[:, 1], size, size**2])
 
 
-def own_sigma(kind: Kind, shares: Floats, size: Floats, known: str) -> Floats:
+def own_sigma(kind: Kind, shares: Floats, size: Floats, known: str, precision: str = "") -> Floats:
     """Log spread of a shape's own residual: ``exp`` of a linear form in its shares and its size over the floor."""
     columns = spread_columns(shares, size)
     row = {"measured": 0, "benchmarked": 2}.get(known, 1)
-    return np.exp(np.clip(columns @ kind.spread[row], -4.5, 0.5))
+    shift = kind.adjust.get(f"{row}|{precision}", 0.0)
+    return np.exp(np.clip(columns @ kind.spread[row] + shift, -4.5, 0.5))
 
 
 def pack(kinds: dict[str, Kind]) -> dict[str, NDArray[Any]]:
@@ -151,6 +153,8 @@ def pack(kinds: dict[str, Kind]) -> dict[str, NDArray[Any]]:
             table = getattr(kind, part)
             out[f"{name}/{part}/names"] = np.array(sorted(table))
             out[f"{name}/{part}/values"] = np.array([table[key] for key in sorted(table)]).reshape(-1, 3)
+        out[f"{name}/adjust/names"] = np.array(sorted(kind.adjust), dtype=str)
+        out[f"{name}/adjust/values"] = np.array([kind.adjust[key] for key in sorted(kind.adjust)], dtype=np.float64)
     return out
 
 
@@ -171,6 +175,7 @@ def unpack(arrays: Any) -> dict[str, Kind]:
             arrays[f"{name}/mean"], arrays[f"{name}/scale"], table("group"), arrays[f"{name}/covariate"],
             arrays[f"{name}/centre"], table("family"), table("chip"), table("measured"), arrays[f"{name}/sigma_new"],
             arrays[f"{name}/sigma_family"], arrays[f"{name}/spread"],
+            {k: float(v) for k, v in table("adjust").items()},
         )  # fmt: skip
     return kinds
 

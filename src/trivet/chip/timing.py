@@ -138,7 +138,8 @@ class _Belief:
 
     offset: Floats  # [3] log offsets of (compute, memory, floor)
     sigma: Floats  # [3] their log spread, data sheet included
-    how: str  # measured, family, new
+    how: str  # measured, family, new, benchmarked
+    precision: str
     note: str
 
 
@@ -162,7 +163,7 @@ def _belief(kinds: Kinds, chip: Chip, point: ChipPoint, kind: str, library: str,
         offset = offset + shift
         how = "benchmarked" if same else how
         note = "; ".join(n for n in (note, "calibrated by the chip's microbenchmarks") if n)
-    belief = _Belief(offset, sigma, how, note)
+    belief = _Belief(offset, sigma, how, precision, note)
     if len(_BELIEFS) > 4096:
         _BELIEFS.clear()
     _BELIEFS[key] = (kinds, chip, belief)
@@ -233,7 +234,7 @@ def _seconds(
 ) -> Seconds:
     value, compute, bandwidth, launch, floor = parts
     shares = np.column_stack([compute, bandwidth, launch])
-    own = residual.own_sigma(learned, shares, np.log(np.maximum(value / floor_seconds(point), 1e-3)), belief.how)
+    own = residual.own_sigma(learned, shares, np.log(np.maximum(value / floor_seconds(point), 1e-3)), belief.how, belief.precision)
     total = np.sqrt(own**2 + ((shares * belief.sigma) ** 2).sum(1))
     said = [n for n in (note, belief.note, _widened(operator, point)) if n]
     shape = operator_shape(operator)

@@ -240,7 +240,7 @@ def _learned(transfer: Transfer, size: Floats, level: LinkLevel, chip: Chip, lib
     offset, spread, how, note = residual.offsets(learned, chip, name, transfer.kind, collective_covariates(bandwidth))
     value, a, b, launch, floor = residual.combine(base[:, 0], base[:, 1], FLOOR_S, correction + offset)
     shares = np.column_stack([a, b, launch])
-    own = residual.own_sigma(learned, shares, np.log(np.maximum(value / FLOOR_S, 1e-3)), how)
+    own = residual.own_sigma(learned, shares, np.log(np.maximum(value / FLOOR_S, 1e-3)), how, transfer.kind)
     sheet = float(getattr(level, "log_sigma", 0.0))
     factors = np.array([np.hypot(spread[0], sheet), np.hypot(spread[1], sheet), spread[2]])
     total = np.sqrt(own**2 + ((shares * factors) ** 2).sum(1))

@@ -155,6 +155,22 @@ def _conformal(
     return fitted
 
 
+def _adjust(
+    kind: residual.Kind, row: int, precision: NDArray[Any], error: Floats, shares: Floats, size: Floats, factors: Floats, use: Any
+) -> dict[str, float]:
+    """Shift of the log spread for each precision: the quantile that its own errors ask for, at most a factor of 2.5."""
+    found = {}
+    for label in np.unique(precision):
+        rows = np.flatnonzero((precision == label) & use)
+        if len(rows) < 200:
+            continue
+        spread = factors[rows] if factors.ndim == 2 else factors
+        columns = residual.spread_columns(shares[rows], size[rows])
+        shifted = _conformal(kind.spread[row], columns, error[rows], shares[rows], np.ones(len(rows)), spread)
+        found[f"{row}|{label}"] = float(np.clip(shifted[0] - kind.spread[row][0], -0.9, 0.9))
+    return found
+
+
 def fit_kind(data: Samples, recipe: Recipe, seed: int = 0, progress: Progress | None = None) -> Fit:
     """Fit one kind, predict every row with its family left out, and calibrate the spread on that."""
     from trivet.loop.fit_operators import weights_of
@@ -190,7 +206,15 @@ def fit_kind(data: Samples, recipe: Recipe, seed: int = 0, progress: Progress | 
     near_error = np.abs(np.log(data.seconds / inside))
     close = _own_spread(near_error, inside_shares, np.log(inside / floor), weight, np.full(3, 0.03))
     kind = replace(kind, spread=np.vstack([close, far, far]))
-    own = residual.own_sigma(kind, shares, np.log(outside / floor), "new")
+    adjust = {
+        **_adjust(kind, 0, data.precision, near_error, inside_shares, np.log(inside / floor), np.full(3, 0.03), usual),
+        **_adjust(kind, 1, data.precision, error, shares, np.log(outside / floor), new, usual),
+    }
+    kind = replace(kind, adjust=adjust)
+    own = np.zeros(len(data.seconds))
+    for label in np.unique(data.precision):
+        mine = data.precision == label
+        own[mine] = residual.own_sigma(kind, shares[mine], np.log(outside / floor)[mine], "new", str(label))
     return Fit(kind, data, inside, outside, np.sqrt(own**2 + ((shares * new) ** 2).sum(1)), kept)
 
 
@@ -272,7 +296,12 @@ def with_benchmarks(fit: Fit, folder: Path) -> Fit:
     error = np.abs(np.log(fit.data.seconds / seconds))[rows]
     size = np.log(seconds / fit.data.base[:, 2])[rows]
     coefficients = _own_spread(error, shares[rows], size, weights_of(fit.data)[rows], spread[rows])
-    return replace(fit, kind=replace(fit.kind, spread=np.vstack([fit.kind.spread[:2], coefficients])))
+    kind = replace(fit.kind, spread=np.vstack([fit.kind.spread[:2], coefficients]))
+    every = np.abs(np.log(fit.data.seconds / seconds))
+    sizes = np.log(seconds / fit.data.base[:, 2])
+    use = np.isin(fit.data.chip, sorted(measured)) & (fit.data.family != "battlemage")
+    more = _adjust(kind, 2, fit.data.precision, every, shares, sizes, spread, use)
+    return replace(fit, kind=replace(kind, adjust={**kind.adjust, **more}))
 
 
 def chosen_kinds(text: str) -> tuple[str, ...]:
