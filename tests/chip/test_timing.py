@@ -37,7 +37,7 @@ def test_every_kind_on_every_chip_or_a_clear_refusal(name: str) -> None:
         try:
             found = time(operator, part)
         except Unsupported as refusal:
-            assert refusal.field in ("peak_flops", "memory_bandwidth_bytes_per_s")
+            assert refusal.field in ("peak_flops", "memory_bandwidth_bytes_per_s")  # noqa: PT017
             return
         value = np.asarray(found.value_s)
         assert value.shape == (3,), kind

@@ -136,8 +136,9 @@ def own_sigma(kind: Kind, shares: Floats, size: Floats, known: str, precision: s
     """Log spread of a shape's own residual: ``exp`` of a linear form in its shares and its size over the floor."""
     columns = spread_columns(shares, size)
     row = {"measured": 0, "benchmarked": 2}.get(known, 1)
-    shift = kind.adjust.get(f"{row}|{precision}", 0.0)
-    return np.exp(np.clip(columns @ kind.spread[row] + shift, -4.5, 0.5))
+    rows = (1, 2) if row == 2 else (row,)  # benchmarks never widen what is believed without them
+    shapes = [columns @ kind.spread[r] + kind.adjust.get(f"{r}|{precision}", 0.0) for r in rows]
+    return np.exp(np.clip(np.min(shapes, axis=0), -4.5, 0.5))
 
 
 def pack(kinds: dict[str, Kind]) -> dict[str, NDArray[Any]]:

@@ -234,7 +234,8 @@ def _seconds(
 ) -> Seconds:
     value, compute, bandwidth, launch, floor = parts
     shares = np.column_stack([compute, bandwidth, launch])
-    own = residual.own_sigma(learned, shares, np.log(np.maximum(value / floor_seconds(point), 1e-3)), belief.how, belief.precision)
+    size = np.log(np.maximum(value / floor_seconds(point), 1e-3))
+    own = residual.own_sigma(learned, shares, size, belief.how, belief.precision)
     total = np.sqrt(own**2 + ((shares * belief.sigma) ** 2).sum(1))
     said = [n for n in (note, belief.note, _widened(operator, point)) if n]
     shape = operator_shape(operator)
