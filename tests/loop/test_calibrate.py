@@ -175,7 +175,9 @@ def test_user_microbenchmarks_shrink_the_spread(tmp_path: Path) -> None:
     changed = {c.operator: c for c in done.changes}
     large = changed["prompt product 4096 x 5120 x 5120"]
     assert large.after_sigma < 0.9 * large.before_sigma
-    unseen = calibrate_chip("zhenwu-810e", {"bench_gemm_4096_s": 1.039e-3, "bench_gemv_s": 0.4716e-3, "bench_gemm_384_s": 5.05e-6})
+    unseen = calibrate_chip(
+        "zhenwu-810e", {"bench_gemm_4096_s": 1.039e-3, "bench_gemv_s": 0.4716e-3, "bench_gemm_384_s": 5.05e-6}
+    )
     assert np.mean([c.after_sigma / c.before_sigma for c in unseen.changes]) < 0.9
     path = tmp_path / "h20-mine.yaml"
     path.write_text(entry_text(done), encoding="utf-8")
