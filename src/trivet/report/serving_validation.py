@@ -8,6 +8,7 @@ from typing import Any
 from trivet.report import validation
 
 QUANTITIES = ("tpot", "ttft")
+COLUMNS = ("measured", "predicted", "lo", "hi")
 BY = ("mode", "engine", "chip", "model")
 
 
@@ -19,9 +20,10 @@ def html(checked: Sequence[Any]) -> str:
     for split in _order(row.split for row in checked):
         for quantity in QUANTITIES:
             rows = [row for row in checked if row.split == split and row.quantity == quantity]
-            columns = [[1e3 * getattr(row, name) for row in rows] for name in ("measured", "predicted", "lo", "hi")]
+            measured, predicted, lo, hi = ([1e3 * getattr(row, name) for row in rows] for name in COLUMNS)
             title = f"{quantity.upper()}, {_words(split)}"
-            figures.append(validation.scatter(*columns, [row.engine for row in rows], title=title, unit="ms"))
+            engines = [row.engine for row in rows]
+            figures.append(validation.scatter(measured, predicted, lo, hi, engines, title=title, unit="ms"))
     tables = {"All": validation.table_rows(scores(checked, "split", "quantity"), ("split", "quantity"))}
     for name in BY:
         tables[f"By {name}"] = validation.table_rows(
