@@ -158,7 +158,9 @@ def _week(name: str, usd: float, wide: float, chips: float) -> dict[str, Any]:
         "cost_usd": {"value": 2 * usd, "lo": usd, "hi": 4 * usd},
         "serving_joules_per_token": 1.0,
         "training": [],
-        "services": [{"chips_mean": chips, "chips_at_peak": {"value": chips, "lo": chips / 1.1, "hi": chips * 1.1}}],
+        "services": [
+            {"chips_mean": chips, "chips_needed_mean": {"value": chips, "lo": chips / 1.1, "hi": chips * 1.1}}
+        ],
     }
 
 

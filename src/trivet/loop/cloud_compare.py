@@ -33,12 +33,11 @@ def compare(results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Each week against the first: ratios with 80% intervals; prices and step times of different chips are independent."""
 
     def sigma_chips(r: Mapping[str, Any]) -> float:
-        logs = [
-            math.log(s["chips_at_peak"]["hi"] / s["chips_at_peak"]["lo"])
-            for s in r["services"]
-            if s["chips_at_peak"]["hi"] and s["chips_at_peak"]["lo"]
-        ]
-        return float(np.mean(logs)) / (2 * Z80) if logs else 0.0
+        """Log spread of the cards that serve, from both ends of the step times; inf where an end keeps no SLO."""
+        ends = [s["chips_needed_mean"] for s in r["services"]]
+        if any(e["hi"] is None for e in ends):
+            return math.inf
+        return math.log(sum(e["hi"] for e in ends) / sum(e["lo"] for e in ends)) / (2 * Z80)
 
     first = results[0]
     rows = []
@@ -60,8 +59,9 @@ def compare(results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
             ("joules_per_token", r["serving_joules_per_token"], first["serving_joules_per_token"], sigma_count),
             ("cluster_usd", r["cost_usd"]["value"], first["cost_usd"]["value"], 0.0 if same else math.hypot(*price)),
         ):
-            ratio, wide = value / base, math.exp(Z80 * sigma)
-            row[key] = {"value": value, "ratio": ratio, "lo": ratio / wide, "hi": ratio * wide}
+            ratio, wide = value / base, math.exp(Z80 * sigma) if sigma < 50 else math.inf
+            high = ratio * wide if math.isfinite(wide) else None
+            row[key] = {"value": value, "ratio": ratio, "lo": ratio / wide, "hi": high}
         parts = {"price of the chips": math.hypot(*price), "step times": math.hypot(*timing)}
         row["driver"] = "" if same else max(parts, key=lambda k: parts[k])
         trained = [t["tokens_this_week"] for t in r["training"]]

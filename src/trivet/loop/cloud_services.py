@@ -9,7 +9,7 @@ rate corrects those six hours. Other hours, sampled, are then simulated too, and
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -46,8 +46,8 @@ class Sized:
     rank_rate: Floats  # requests a second that one rank carries within the SLO
     correction: Floats  # simulated over fluid rate, found in the busiest window of the six hours
     replicas: NDArray[np.int64]  # needed
-    slow_replicas: NDArray[np.int64]  # with steps at the upper end of their 80% interval
-    fast_replicas: NDArray[np.int64]
+    slow_chips: Floats  # with steps at the upper end of their 80% interval, on the deployment that then needs least
+    fast_chips: Floats
 
     @property
     def chips_per_replica(self) -> int:
@@ -201,8 +201,8 @@ def simulated_per_rank(candidate: Candidate, window: Traffic, guess: float, spec
 
 def choose(
     spec: ServiceSpec, chip: str, architecture: Any, peak: Traffic, demand: Load, scenario: CloudScenario, told: Told
-) -> Candidate:
-    """The aggregated deployment of plan's ladder that carries most a chip in the simulator at the week's peak.
+) -> tuple[Candidate, list[Candidate]]:
+    """The aggregated deployment of plan's ladder that carries most a chip in the simulator at the week's peak, and the ladder.
 
     Raises DoesNotFit where none keeps the SLO.
     """
@@ -227,7 +227,7 @@ def choose(
         raise DoesNotFit(
             f"no deployment of {spec.model} on {chip} keeps the SLO: {lost}", field=f"services.{spec.name}"
         )
-    return best[1]
+    return best[1], [found.candidates[i] for i in ladder]
 
 
 def size(
@@ -248,7 +248,7 @@ def size(
 
     peak = window_at(service, scenario, int(windows.argmax()))
     drawn = load(peak.arrival_s, peak.input_tokens.astype(float), peak.output_tokens.astype(float))
-    candidate = choose(spec, chip, architecture, peak, drawn, scenario, told)
+    candidate, ladder = choose(spec, chip, architecture, peak, drawn, scenario, told)
     hours_a_block = LENGTH_WINDOWS // HOUR_WINDOWS
     loads: list[Load | None] = []
     correction, known = np.ones(len(by_hour)), 1.0
@@ -269,34 +269,53 @@ def size(
         loads += [load_of(h, dispersion) for h in hours]
     some = next(x for x in loads if x is not None)
     filled = tuple(x if x is not None else some for x in loads)
-    return _counted(spec, chip, candidate, by_hour, busiest, filled, correction, scenario)
+    return _counted(spec, chip, candidate, ladder, by_hour, busiest, filled, correction, scenario)
+
+
+def _replicas(
+    candidate: Candidate, spec: ServiceSpec, loads: Sequence[Load], busiest: Floats, correction: Floats, headroom: float,
+    factor: float,
+) -> tuple[NDArray[np.int64], Floats] | None:
+    """(replicas, rate that a rank carries) by hour with every step ``factor`` as long; None where no hour keeps the SLO."""
+    carried = np.array(
+        [carried_per_rank(candidate, x, max(float(t), 1e-6), spec, factor) for x, t in zip(loads, busiest, strict=True)]
+    )
+    carried *= correction
+    if not (carried > 0).any():
+        return None
+    # Where the lengths of an hour break the SLO at any sensible rate, a quarter of the usual rate serves: it misses.
+    carried = np.maximum(carried, 0.25 * float(np.median(carried[carried > 0])))
+    ranks = candidate.compiled.deployment.layout.attention_dp
+    return np.maximum(np.ceil(busiest * (1.0 + headroom) / (carried * ranks)), 1).astype(np.int64), carried
 
 
 def _counted(
-    spec: ServiceSpec, chip: str, candidate: Candidate, by_hour: NDArray[np.int64], busiest: Floats, loads: tuple[Load, ...],
-    correction: Floats, scenario: CloudScenario,
+    spec: ServiceSpec, chip: str, candidate: Candidate, ladder: Sequence[Candidate], by_hour: NDArray[np.int64],
+    busiest: Floats, loads: tuple[Load, ...], correction: Floats, scenario: CloudScenario,
 ) -> Sized:  # fmt: skip
-    """Replicas by hour at the middle and at both ends of the step times' 80% interval (-1 where none keeps the SLO)."""
-    sigma, ranks = candidate.compiled.table.log_sigma, candidate.compiled.deployment.layout.attention_dp
-    counts, rank_rate = [], np.zeros(len(loads))
-    for factor in (1.0, math.exp(Z80 * sigma), math.exp(-Z80 * sigma)):
-        carried = np.array(
-            [
-                carried_per_rank(candidate, x, max(float(t), 1e-6), spec, factor)
-                for x, t in zip(loads, busiest, strict=True)
-            ]
-        )
-        carried *= correction
-        if not (carried > 0).any():
-            counts.append(np.full(len(busiest), -1))
-            continue
-        # Where the lengths of an hour break the SLO at any sensible rate, a quarter of the usual rate serves: it misses.
-        carried = np.maximum(carried, 0.25 * float(np.median(carried[carried > 0])))
-        rank_rate = carried if factor == 1.0 else rank_rate
-        counts.append(np.maximum(np.ceil(busiest * (1.0 + scenario.headroom) / (carried * ranks)), 1).astype(np.int64))
-    if (counts[0] < 0).any():
+    """Replicas by hour, and chips at both ends of the step times' 80% interval.
+
+    At an end another deployment of the ladder may need fewer: who knew the steps would choose that one.
+    """
+    middle = _replicas(candidate, spec, loads, busiest, correction, scenario.headroom, 1.0)
+    if middle is None:
         raise DoesNotFit(f"no rate keeps the SLO on {chip}", field=f"services.{spec.name}")
-    return Sized(spec, chip, candidate, by_hour.mean(axis=1) / WINDOW_S, busiest, loads, rank_rate, correction, *counts)
+    replicas, rank_rate = middle
+    own = replicas * float(candidate.compiled.deployment.layout.chips)
+    ends = []
+    for sign in (1.0, -1.0):
+        best: Floats | None = None
+        for other in ladder:
+            factor = math.exp(sign * Z80 * other.compiled.table.log_sigma)
+            found = _replicas(other, spec, loads, busiest, correction, scenario.headroom, factor)
+            if found is not None:
+                chips: Floats = found[0] * float(other.compiled.deployment.layout.chips)
+                if best is None or chips.mean() < best.mean():
+                    best = chips
+        ends.append(np.full(len(own), np.inf) if best is None else best)
+    slow, fast = np.maximum(ends[0], own), np.minimum(ends[1], own)
+    rate = by_hour.mean(axis=1) / WINDOW_S
+    return Sized(spec, chip, candidate, rate, busiest, loads, rank_rate, correction, replicas, slow, fast)
 
 
 def attainment(sized: Sized, replicas: Floats) -> tuple[Floats, Floats, Floats]:

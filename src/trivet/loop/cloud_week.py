@@ -7,6 +7,7 @@ power, cost and tokens; drawn requests give each customer's bill (``cloud_custom
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -137,9 +138,10 @@ def _service_entry(s: Sized, running: Floats, kept: Floats, watts: Floats) -> di
     each = s.chips_per_replica
     weight = s.rate_per_s / max(float(s.rate_per_s.sum()), 1e-12)
 
-    def chips(counts: NDArray[np.int64]) -> float | None:
-        return float(counts.max()) * each if (counts > 0).all() else None
+    def interval(middle: float, fast: float, slow: float) -> dict[str, float | None]:
+        return {"value": middle, "lo": fast, "hi": slow if math.isfinite(slow) else None}
 
+    own = s.replicas * float(each)
     return {
         "service": s.spec.name,
         "model_assumed": s.spec.model,
@@ -162,11 +164,8 @@ def _service_entry(s: Sized, running: Floats, kept: Floats, watts: Floats) -> di
         "replicas_min": int(s.replicas.min()),
         "replicas_mean": float(s.replicas.mean()),
         "replicas_max": int(s.replicas.max()),
-        "chips_at_peak": {
-            "value": float(s.replicas.max()) * each,
-            "lo": chips(s.fast_replicas),
-            "hi": chips(s.slow_replicas),
-        },
+        "chips_at_peak": interval(float(own.max()), float(s.fast_chips.max()), float(s.slow_chips.max())),
+        "chips_needed_mean": interval(float(own.mean()), float(s.fast_chips.mean()), float(s.slow_chips.mean())),
         "chips_mean": float(running.mean()) * each,
         "fluid_correction_mean": float(s.correction.mean()),
         "slo_attainment": float((weight * kept).sum()),

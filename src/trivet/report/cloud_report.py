@@ -121,7 +121,7 @@ def money_rows(s: Mapping[str, Any]) -> list[list[str]]:
 
 def comparison_rows(rows: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:
     def ratio(e: Mapping[str, Any]) -> str:
-        return f"{e['ratio']:.2f} [{e['lo']:.2f} – {e['hi']:.2f}]"
+        return f"{e['ratio']:.2f} [{e['lo']:.2f} – " + ("?]" if e["hi"] is None else f"{e['hi']:.2f}]")
 
     header = [
         "week on",
@@ -195,7 +195,7 @@ def comparison_html(rows: Sequence[Mapping[str, Any]]) -> str:
                 f"{title}, over that of {rows[0]['name']}",
                 {r["name"]: r[key]["ratio"] for r in rows},
                 "ratio",
-                spread={r["name"]: (r[key]["lo"], r[key]["hi"]) for r in rows},
+                spread={r["name"]: (r[key]["lo"], r[key]["hi"]) for r in rows if r[key]["hi"] is not None},
             )
         )
     parts.append(svg_charts.table(*comparison_rows(rows)))

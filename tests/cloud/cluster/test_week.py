@@ -147,6 +147,10 @@ def test_failures_restart_jobs_repair_nodes_and_spares_step_in() -> None:
     rack = run_week(nodes, jobs, Rules(restart_s=0.0), failures=[Failure(25.0, "rack", 0, 0, 30.0)], horizon_s=1000)
     assert ended(rack, "a") == pytest.approx(55 + 80)
     assert rack.failures["rack"] == 1
+    cable = run_week(
+        nodes[:1], jobs, Rules(restart_s=0.0), failures=[Failure(25.0, "switch", 0, 0, 30.0)], horizon_s=1000
+    )
+    assert ended(cable, "a") == pytest.approx(55 + 80)
 
 
 JOBS = st.lists(
@@ -180,7 +184,7 @@ RULES = st.builds(
 FAILS = st.lists(
     st.tuples(
         st.floats(0, 600),
-        st.sampled_from(["chip", "host", "rack", "software"]),
+        st.sampled_from(["chip", "host", "rack", "software", "switch"]),
         st.integers(0, 1),
         st.integers(0, 3),
         st.floats(1, 100),

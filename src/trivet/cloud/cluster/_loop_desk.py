@@ -13,7 +13,7 @@ from numba import njit
 
 FUTURE, QUEUED, RUNNING, DONE = range(4)
 FIFO, FAIR, DRF = range(3)
-CHIP, HOST, RACK, SOFTWARE = range(4)  # kinds of failure
+CHIP, HOST, RACK, SOFTWARE, SWITCH = range(5)  # kinds of failure
 DOWN = 1 << 40  # CPU taken away from a node that is down, so that nothing fits
 RESERVATION_S = 300.0  # a reservation of backfill is computed anew after this long
 REPAIR, SPARE = -2, -3  # versions that mark events of the heap that are not departures
@@ -76,7 +76,7 @@ class Site(NamedTuple):
     faults: Any  # [F] of FAULT, by time
     flags: Any  # [N, 2] reasons to be down, spare
     device_down: Any  # [N, D]
-    counts: Any  # [4] failures that hit, by kind
+    counts: Any  # [5] failures that hit, by kind
 
 
 @njit(cache=True)

@@ -24,6 +24,7 @@ from trivet.cloud.cluster._loop_desk import (
     SERVING,
     SOFTWARE,
     SPARE,
+    SWITCH,
     account,
     pop,
     push,
@@ -232,7 +233,7 @@ def fail(e, t, code, work, desk, site, nodes, classes, typ, store, scratch):
                 if hit[i]:
                     set_node(i, 1, code, desk, site, nodes, typ, store, scratch)
     site.counts[kind] += 1
-    if kind == HOST and desk.now[0].spares > 0:
+    if (kind == HOST or kind == SWITCH) and desk.now[0].spares > 0:
         for i in range(n):
             if flags[i, 1] == HELD:
                 flags[i, 1] = SERVING
@@ -250,11 +251,11 @@ def repaired(e, code, desk, site, nodes, typ, store, scratch):
     kind, at, device = site.faults[e].kind, site.faults[e].at, site.faults[e].device
     if kind == CHIP:
         set_device(at, device, 1, code, desk, site, nodes, typ, store, scratch)
-    elif kind == HOST and desk.now[0].spares_out > 0:
+    elif (kind == HOST or kind == SWITCH) and desk.now[0].spares_out > 0:
         site.flags[at, 1] = HELD
         desk.now[0].spares += 1
         desk.now[0].spares_out -= 1
-    elif kind == HOST:
+    elif kind == HOST or kind == SWITCH:
         set_node(at, -1, code, desk, site, nodes, typ, store, scratch)
     else:
         for i in range(len(nodes.info)):

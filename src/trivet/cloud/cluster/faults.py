@@ -1,7 +1,8 @@
 """What fails, how often, and for how long: rates from published clusters, events drawn from them, Meta's MTTF law.
 
 Rates are per unit and day of exposure. A chip, host or rack that fails goes out of service until it is repaired; a
-software failure ends the jobs of one host and nothing else. Failures are Poisson, independent of load.
+failed switch port or cable leaves its host out of reach; a software failure ends the jobs of one host and nothing else.
+Failures are Poisson, independent of load.
 """
 
 from __future__ import annotations
@@ -20,11 +21,12 @@ from trivet.errors import TrivetError
 from trivet.facts import Fact
 from trivet.units import DAY_S, HOUR_S
 
-KINDS = ("chip", "host", "rack", "software")
+KINDS = ("chip", "host", "rack", "software", "switch")
 _LLAMA = "Llama 3, 16,384 H100, 54 days (arXiv 2407.21783)"
 _LLAMA_CHIPS, _LLAMA_DAYS, _CHIPS_PER_HOST = 16_384, 54, 8
 _CHIP_CAUSES = ("GPU", "HBM3", "GPU SRAM", "GPU system processor", "silent data corruption", "thermal")
-_HOST_CAUSES = ("host maintenance", "NIC", "SSD", "power supply", "switch or cable")
+_HOST_CAUSES = ("host maintenance", "NIC", "SSD", "power supply")
+_SWITCH_CAUSES = ("switch or cable",)
 _SOFTWARE_CAUSES = ("software", "NCCL timeout")
 
 
@@ -45,12 +47,13 @@ class Failure:
 
 @dataclass(frozen=True, slots=True)
 class FaultModel:
-    """Failures per day of one chip, host, rack, and software failures per day of one host; repair times in seconds."""
+    """Failures per day of one chip, host and rack, of software and of switch ports or cables per host; repair in seconds."""
 
     chip_per_day: Fact
     host_per_day: Fact
     rack_per_day: Fact
     software_per_day: Fact
+    switch_per_day: Fact
     chip_repair_s: Fact
     host_repair_s: Fact
     rack_repair_s: Fact
@@ -96,6 +99,7 @@ def llama3_faults() -> FaultModel:
         _rate(_CHIP_CAUSES, chip_days, "chip"), _rate(_HOST_CAUSES, host_days, "host"),
         Fact(1 / 3650, "1/rack/day", "unpublished", unknown, lo=0.0, hi=1 / 365),
         _rate(_SOFTWARE_CAUSES, host_days, "host"),
+        _rate(_SWITCH_CAUSES, host_days, "host"),
         Fact(24 * HOUR_S, "s", "unpublished", unknown, lo=4 * HOUR_S, hi=72 * HOUR_S),
         Fact(24 * HOUR_S, "s", "unpublished", unknown, lo=4 * HOUR_S, hi=72 * HOUR_S),
         Fact(8 * HOUR_S, "s", "unpublished", unknown, lo=2 * HOUR_S, hi=24 * HOUR_S),
@@ -112,19 +116,22 @@ def draw(nodes: Sequence[Node], model: FaultModel, horizon_s: float, seed: int, 
     def value(fact: Fact) -> float:
         return fact.value or 0.0
 
+    hosts = float(len(nodes))
     exposure = {
         "chip": float(chips.sum()),
-        "host": float(len(nodes)),
+        "host": hosts,
         "rack": float(len(racks)),
-        "software": float(len(nodes)),
+        "software": hosts,
+        "switch": hosts,
     }
-    rate = {
-        "chip": model.chip_per_day,
-        "host": model.host_per_day,
-        "rack": model.rack_per_day,
-        "software": model.software_per_day,
+    rate = {kind: getattr(model, f"{kind}_per_day") for kind in KINDS}
+    # A port or cable is repaired as a host is: nobody publishes either.
+    repair = {
+        "chip": model.chip_repair_s,
+        "host": model.host_repair_s,
+        "rack": model.rack_repair_s,
+        "switch": model.host_repair_s,
     }
-    repair = {"chip": model.chip_repair_s, "host": model.host_repair_s, "rack": model.rack_repair_s}
     out = []
     for kind in KINDS:
         for time_s in np.sort(
