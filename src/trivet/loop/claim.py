@@ -86,6 +86,7 @@ class Bench:
     """What the claims are computed with; results that several claims need are computed once."""
 
     seed: int = 0
+    clients: Callable[[str], Any] | None = None  # reads the recorded customers of a cloud; without it they are not computed
     progress: Callable[[str, int, int], None] = lambda *_: None
     memo: dict[str, Any] = field(default_factory=dict)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -14,7 +15,7 @@ from trivet.cloud.cluster.placement import schedule
 from trivet.cloud.cluster.tasks import Task
 from trivet.cloud.cost import capital_usd
 from trivet.cloud.energy import provisioned_facility_w
-from trivet.loop import training_plan, training_scenario
+from trivet.loop import cloud_scenario, cloud_week, training_plan, training_scenario
 from trivet.loop.claim import Bench, Claim, Figure, exceeds, verdict
 from trivet.loop.claims_chips import SERVED_PER_S, SERVED_TOKENS, SUBJECT, serving
 from trivet.model.config import read as read_model
@@ -156,6 +157,58 @@ def m6(bench: Bench) -> Claim:
     )  # fmt: skip
 
 
+def customers(bench: Bench) -> Claim:
+    """400 customers of four services on 16,384 cards beside a 235B pre-training job: do the services keep their SLO?"""
+    text = "Several clusters of 10,000 cards serve more than 400 customers"
+    method = "one day of the cloud on 16,384 Zhenwu 810E: 386 recorded and 14 generated customers, training, jobs, failures"
+    change = "the models that the services run (assumed) and the step times of the 810E"
+    if bench.clients is None:
+        return Claim("customers", text, method, "not computed", None, "a record of customers to compute with")
+    read = bench.clients
+    scenario = cloud_scenario.parse({**CLOUD_DAY, "seed": bench.seed})
+    found: Any = bench.once("cloud day", lambda: cloud_week.run_cloud(scenario, read(scenario.customers), read_model))
+    summary = found.summary
+    services = summary["services"]
+    figures = [Figure("customers metered", *[float(summary["customers"])] * 3, "")]
+    # The cards that the services need at their peak against those that the cluster has beside its training job.
+    room = float(summary["chips"] - sum(spec.chips for spec in scenario.training))
+    value, lo, hi = (sum(float(s["chips_at_peak"][k] or math.inf) for s in services) for k in ("value", "lo", "hi"))
+    sigma = math.log(hi / lo) / (2 * 1.2815515655446004) if math.isfinite(hi) else 1.0
+    probability = 1.0 - exceeds(math.log(value), sigma, room)
+    figures.append(
+        Figure(
+            "cards that the services need at their peak",
+            value,
+            lo,
+            min(hi, 1e9),
+            "",
+            f"{room:,.0f} are free",
+            probability,
+        )
+    )
+    for s in services:
+        kept = float(s["slo_attainment"])
+        figures.append(Figure(f"{s['service']}: requests within SLO", kept, kept, kept, "", str(s["model_assumed"])))
+    return Claim("customers", text, method, verdict(probability), probability, change, tuple(figures))
+
+
+# As examples/ten_thousand_cards.yaml, one day of it. Which models the services run is assumed.
+CLOUD_DAY: dict[str, Any] = {
+    "name": "Zhenwu 810E, one day",
+    "days": 1,
+    "pools": [{"chip": SUBJECT, "servers": 1024, "chips_per_server": 16}],
+    "services": {
+        "m-small": {"model": "Qwen/Qwen3-30B-A3B", "sold_as": "qwen-flash"},
+        "m-mid": {"model": "Qwen/Qwen3-32B", "sold_as": "qwen-plus"},
+        "m-large": {"model": "Qwen/Qwen3-235B-A22B", "sold_as": "qwen3-max"},
+        "deepseek-r1": {"model": "deepseek-ai/DeepSeek-R1", "sold_as": "qwen3-max", "tpot_s": 0.1},
+    },
+    "training": [{"name": "pretrain-235b", "model": "Qwen/Qwen3-235B-A22B", "chips": 7680, "tokens": 36e12}],
+    "jobs": {"count": 2000, "load": 0.1},
+    "generated_customers": 14,
+}
+
+
 def strategy(bench: Bench) -> Claim:
     """Only Alibaba and Google hold all three legs."""
     del bench
@@ -170,6 +223,7 @@ CLOUD_CLAIMS: dict[str, Callable[[Bench], Claim]] = {
     "ten-thousand-cards": ten_thousand_cards,
     "one-cluster": one_cluster,
     "m6": m6,
+    "customers": customers,
     "capital": capital,
     "full-stack": strategy,
 }

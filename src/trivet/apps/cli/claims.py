@@ -24,13 +24,14 @@ def claims(
 ) -> None:
     """Each claim of the article that can be checked: how, the verdict with its probability, what would change it."""
     from trivet.apps.cli.screen import progress
+    from trivet.interop.clients import read_clients
     from trivet.interop.results import result_file, result_folder
     from trivet.loop.claim import Bench
     from trivet.loop.claims import compute
     from trivet.report import claims_report as report
 
     with progress(enabled=not as_json) as show:
-        found = [claim.to_dict() for claim in compute(Bench(seed=seed, progress=show), only or ())]
+        found = [claim.to_dict() for claim in compute(Bench(seed, read_clients, show), only or ())]
     text = json.dumps({"claims": found}, indent=1, allow_nan=False) + "\n"
     if out is not None:
         with result_folder(out) as folder:
