@@ -12,7 +12,6 @@ from trivet.chip import timing
 from trivet.chip.catalogue import chip as chip_by_name
 from trivet.chip.spec import Chip
 from trivet.cloud import collectives
-from trivet.cloud.fabric import levels, server_of
 from trivet.cloud.training.job import Split, TrainingJob
 from trivet.cloud.training.step import train_step
 from trivet.errors import DoesNotFit
@@ -64,9 +63,8 @@ def _operator(chip: Chip, kind: str) -> tuple[float, float]:
     elif kind == "prefill":
         result = timing.time(Attention("prefill", np.array([1.0]), 8192.0, 8192.0, 64, 8, 128, 128), chip)
     else:
-        place = server_of(chip)
         transfer = Transfer("all-reduce", "all_reduce", np.array([float(64 * 2**20)]), 8, "tp")
-        result = collectives.time(transfer, levels(place, 8, chip), chip)
+        result = collectives.time(transfer, collectives.levels_of(chip, 8), chip)
         link = chip.facts.get("link_bandwidth_bytes_per_s")
         extra = link.log_sigma if link else 0.0
         return float(np.ravel(result.value_s)[0]), math.hypot(float(np.ravel(result.log_sigma)[0]), extra)
