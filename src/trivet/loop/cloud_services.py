@@ -30,6 +30,7 @@ Told = Callable[[str, int, int], None]
 HOUR_WINDOWS = 6
 DRAWN = 60_000  # requests of the peak that plan's search sees
 JUDGED = 25_000  # requests of a window that are simulated, up to twice as many where one replica takes more
+BEYOND = 8.0  # times the cards: then no number of them is said to keep the SLO
 PERCENTILES = np.array([0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.925, 0.95, 0.97, 0.98, 0.99, 0.995, 0.999])
 
 
@@ -309,10 +310,12 @@ def _counted(
             factor = math.exp(sign * Z80 * other.compiled.table.log_sigma)
             found = _replicas(other, spec, loads, busiest, correction, scenario.headroom, factor)
             if found is not None:
-                chips: Floats = found[0] * float(other.compiled.deployment.layout.chips)
+                chips = np.asarray(found[0], np.float64) * other.compiled.deployment.layout.chips
                 if best is None or chips.mean() < best.mean():
                     best = chips
         ends.append(np.full(len(own), np.inf) if best is None else best)
+    if ends[0].mean() > BEYOND * own.mean():  # an SLO on a cliff: cards do not buy it back
+        ends[0] = np.full(len(own), np.inf)
     slow, fast = np.maximum(ends[0], own), np.minimum(ends[1], own)
     rate = by_hour.mean(axis=1) / WINDOW_S
     return Sized(spec, chip, candidate, rate, busiest, loads, rank_rate, correction, replicas, slow, fast)

@@ -131,6 +131,7 @@ def comparison_rows(rows: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[
         "cluster USD",
         "training tokens",
         "spread driven by",
+        "SLO breaks with slow steps",
     ]
     return header, [
         [
@@ -141,6 +142,7 @@ def comparison_rows(rows: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[
             ratio(r["cluster_usd"]),
             "" if r["training_tokens_ratio"] is None else f"{r['training_tokens_ratio']:.2f}",
             r["driver"],
+            ", ".join(r["slo_breaks_with_slow_steps"]),
         ]
         for r in rows
     ]
