@@ -136,7 +136,7 @@ def html(summaries: Sequence[dict[str, Any]]) -> str:
 def table_rows(summaries: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
     """One row a policy. The published columns stand only where the run is the published one (openb at 130%)."""
     openb = all(s["gpus"] == 6212 and s["nodes"] == 1213 and s["tune"] == 1.3 for s in summaries)
-    header = ["policy", "tasks", "dropped", "GPU %", "sd", "@100", "CPU %"]
+    header = ["policy", "tasks", "lost", "GPU %", "sd", "@100", "CPU %"]
     if openb:
         header += ["publ.", "sd", "@100"]
     rows = []
