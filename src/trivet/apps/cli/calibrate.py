@@ -28,6 +28,12 @@ def calibrate(
     gemm: str = typer.Option("", "--gemm", metavar="TIME", help="Its BF16 product of 4096 x 4096 x 4096, e.g. 1.04ms."),
     gemv: str = typer.Option("", "--gemv", metavar="TIME", help="Its BF16 product of 1 x 128256 x 4096."),
     tiny: str = typer.Option("", "--tiny", metavar="TIME", help="Its BF16 product of 384 x 384 x 384."),
+    serving: Path | None = typer.Option(
+        None, "--serving", metavar="FILE", help="Instead: engines and residual to serving runs; -o names a folder."
+    ),
+    training: Path | None = typer.Option(
+        None, "--training", metavar="FILE", help="Instead: the training step to training runs; -o names a .json."
+    ),
     as_json: bool = typer.Option(False, "--json", help="Print the outcome for machines."),
 ) -> None:
     """Fit the kernel model to a folder of measurements (minutes on one core), or a chip to three microbenchmarks (at once).
@@ -38,11 +44,17 @@ def calibrate(
 
     if chip:
         _chip(chip, {"bench_gemm_4096_s": gemm, "bench_gemv_s": gemv, "bench_gemm_384_s": tiny}, out, as_json)
+    elif serving is not None:
+        _serving(serving, out, as_json)
+    elif training is not None:
+        _training(training, out, as_json)
     elif folder is not None:
         _folder(folder, out, kinds, check, as_json)
     else:
         raise TrivetError(
-            "nothing to calibrate", field="calibrate", allowed="a FOLDER of kernel tables, or --chip NAME"
+            "nothing to calibrate",
+            field="calibrate",
+            allowed="a FOLDER of kernel tables, --chip NAME, --serving FILE or --training FILE",
         )
 
 
@@ -79,6 +91,55 @@ def _folder(folder: Path, out: Path | None, kinds: str, check: bool, as_json: bo
             )
     if differ:
         raise typer.Exit(1)
+
+
+def _serving(path: Path, out: Path | None, as_json: bool) -> None:
+    """Engines' constants and the residual, from the columns of a table of serving runs."""
+    from trivet.apps.cli.screen import progress
+    from trivet.interop.results import result_folder
+    from trivet.loop.calibrate_serving import calibrate as fit
+
+    with progress() as report:
+        done = fit(path, report)
+    if out is not None:
+        with result_folder(out) as folder:
+            done.write(folder)
+    engines = {name: {k: v for k, v in raw.items() if isinstance(v, float)} for name, raw in done.engines.items()}
+    if as_json:
+        typer.echo(json.dumps({"engines": engines, "out": str(out or "")}))
+        return
+    from trivet.report.tables import print_table
+
+    print_table([{"engine": name, **values} for name, values in engines.items()], title="Engines")
+
+
+def _training(path: Path, out: Path | None, as_json: bool) -> None:
+    """The training step's constants, from the columns of a table of training runs; kernel rates stay as shipped."""
+    import csv
+
+    from trivet.apps.cli.screen import progress
+    from trivet.cloud.training.profile import shipped
+    from trivet.errors import TrivetError
+    from trivet.interop.results import result_file
+    from trivet.loop.calibrate_training import calibrate as fit
+    from trivet.loop.calibrate_training import to_json
+
+    try:
+        with path.open(newline="", encoding="utf-8") as source:
+            rows = list(csv.DictReader(source))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise TrivetError(f"cannot be read: {error}", field=str(path)) from error
+    with progress() as report:
+        found = to_json(fit(rows, shipped().sustained, report=report))
+    if out is not None:
+        with result_file(out) as place:
+            place.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    if as_json:
+        typer.echo(json.dumps(found))
+        return
+    for split in ("model", "chip"):
+        left_out = found[f"left_out_by_{split}"]
+        typer.echo(f"{split} left out: median {100 * left_out['median']:.1f}%, p90 {100 * left_out['p90']:.1f}%")
 
 
 def _chip(name: str, texts: dict[str, str], out: Path | None, as_json: bool) -> None:
