@@ -159,7 +159,11 @@ def _week(name: str, usd: float, wide: float, chips: float) -> dict[str, Any]:
         "serving_joules_per_token": 1.0,
         "training": [],
         "services": [
-            {"chips_mean": chips, "chips_needed_mean": {"value": chips, "lo": chips / 1.1, "hi": chips * 1.1}}
+            {
+                "chip": name,
+                "chips_mean": chips,
+                "chips_needed_mean": {"value": chips, "lo": chips / 1.1, "hi": chips * 1.1},
+            }
         ],
     }
 

@@ -43,8 +43,10 @@ def compare(results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         price = [math.log(x["serving_cost_usd"]["hi"] / x["serving_cost_usd"]["lo"]) / (2 * Z80) for x in (first, r)]
         timing = [sigma_chips(first), sigma_chips(r)]
         same = r["pools"] == first["pools"]
-        sigma_usd = 0.0 if same else math.sqrt(sum(x * x for x in (*price, *timing)))
-        sigma_count = 0.0 if same else math.hypot(*timing)
+        # Where the same services stand on the same cards, what is doubted is the same on both sides and cancels.
+        alike = [s["chip"] for s in r["services"]] == [s["chip"] for s in first["services"]]
+        sigma_usd = 0.0 if alike else math.sqrt(sum(x * x for x in (*price, *timing)))
+        sigma_count = 0.0 if alike else math.hypot(*timing)
         row: dict[str, Any] = {"name": r["name"]}
         for key, value, base, sigma in (
             ("serving_usd", r["serving_cost_usd"]["value"], first["serving_cost_usd"]["value"], sigma_usd),
@@ -60,7 +62,7 @@ def compare(results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
             ratio, wide = value / base, math.exp(Z80 * sigma) if sigma < 50 else math.inf
             high = ratio * wide if math.isfinite(wide) else None
             row[key] = {"value": value, "ratio": ratio, "lo": ratio / wide, "hi": high}
-        parts = {"price of the chips": math.hypot(*price), "step times": math.hypot(*timing)}
+        parts = {"price of the chips": math.hypot(*price), "step times": 0.0 if alike else math.hypot(*timing)}
         row["driver"] = "" if same else max(parts, key=lambda k: parts[k])
         row["slo_breaks_with_slow_steps"] = [
             s["service"] for s in r["services"] if s["chips_needed_mean"]["hi"] is None
