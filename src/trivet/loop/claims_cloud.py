@@ -169,7 +169,8 @@ def customers(bench: Bench) -> Claim:
     found: Any = bench.once("cloud day", lambda: cloud_week.run_cloud(scenario, read(scenario.customers), read_model))
     summary = found.summary
     services = summary["services"]
-    figures = [Figure("customers metered", *[float(summary["customers"])] * 3, "")]
+    metered = float(summary["customers"])
+    figures = [Figure("customers metered", metered, metered, metered)]
     # The cards that the services need at their peak against those that the cluster has beside its training job.
     room = float(summary["chips"] - sum(spec.chips for spec in scenario.training))
     value, lo, hi = (sum(float(s["chips_at_peak"][k] or math.inf) for s in services) for k in ("value", "lo", "hi"))

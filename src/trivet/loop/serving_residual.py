@@ -175,7 +175,7 @@ def fit_process(
     codes = encode(found, vocabulary)
     base = np.exp(2.0 * logs[NOISE])
     noise = np.full(len(target), base) if noise is None else noise
-    factor = np.linalg.cholesky(covariance(codes, codes, logs) + np.diag(noise + 1e-8))
+    factor: Floats = np.linalg.cholesky(covariance(codes, codes, logs) + np.diag(noise + 1e-8)).astype(np.float64)
     alpha = cho_solve((factor, True), target, check_finite=False)
     return Process(codes, vocabulary, logs, target, noise, spread, shrink, factor, np.asarray(alpha, np.float64))
 
