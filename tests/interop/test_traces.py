@@ -193,3 +193,10 @@ def test_round_trip(tmp_path: Path, count: int, hashes: bool, sessions: bool, en
         np.testing.assert_array_equal(getattr(back, field), getattr(traffic, field))
     if ending == "parquet":
         assert back.max_concurrency == traffic.max_concurrency
+
+
+def test_a_negative_time_is_refused_with_its_row(tmp_path: Path) -> None:
+    path = tmp_path / "trace.csv"
+    path.write_text("TIMESTAMP,ContextTokens,GeneratedTokens\n3,10,10\n-5,10,10\n")
+    with pytest.raises(TrivetError, match=r"TIMESTAMP: .*row 3: .*negative"):
+        read(path)

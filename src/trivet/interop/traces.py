@@ -155,6 +155,7 @@ def _build(
         head = heads.get(ours, ours)
         _check(values, raw[ours], ~np.isfinite(values), label, head, "is not a finite number", first_row)
         if ours == "arrival_s":
+            _check(values, raw[ours], values < 0, label, head, "is negative", first_row)
             _check(values, raw[ours], np.abs(values) > MAX_TIME_S, label, head, "is out of range", first_row)
             continue
         _check(values, raw[ours], values < 1, label, head, "is below 1", first_row)
