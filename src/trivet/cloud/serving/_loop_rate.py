@@ -41,26 +41,12 @@ def _step(device: float, host: float, overlap: bool) -> float:
 
 
 @njit(cache=True)
-def prompts(
-    tokens: Any,
-    mixed: Any,
-    seqs: Any,
-    graph: Any,
-    decode: Any,
-    chunk_knots: Any,
-    past: Any,
-    prefill: Any,
-    host: Any,
-    overlap: bool,
-    quantiles: Any,
-    budget: float,
-    batch: float,
-    companions: float,
-    whole: Any,
-    extra: Any,
-) -> float:
-    """Fill ``whole`` (seconds of the steps that hold a prompt) and ``extra`` (its part of what they last longer), one entry
-    an input quantile; returns the duration of a decode-only step."""
+def prompts(table: Any, budget: float, batch: float, companions: float, whole: Any, extra: Any) -> float:
+    """Fill ``whole`` (seconds of the steps that hold a prompt) and ``extra`` (its part of what they last longer).
+
+    One entry an input quantile; returns the duration of a decode-only step. ``table``: see ``rate._arrays``.
+    """
+    tokens, mixed, seqs, graph, decode, chunk_knots, past, prefill, host, overlap, quantiles = table
     free = max(budget - batch, 1.0)
     attention = _line(seqs, decode, batch) * min(batch, 1.0)
     plain = _step(_line(seqs, graph, batch) + attention, host[0] + host[2] * batch, overlap)
@@ -80,28 +66,11 @@ def prompts(
 
 @njit(cache=True)
 def solve(
-    tokens: Any,
-    mixed: Any,
-    seqs: Any,
-    graph: Any,
-    decode: Any,
-    chunk_knots: Any,
-    past: Any,
-    prefill: Any,
-    host: Any,
-    overlap: bool,
-    quantiles: Any,
-    output: Any,
-    dispersion: float,
-    first_token_s: float,
-    kv_tokens: float,
-    context_mean: float,
-    rates: Any,
-    budgets: Any,
-    limits: Any,
-    result: Any,
-) -> None:
+    table: Any, output: Any, dispersion: float, first_token_s: float, kv_tokens: float, context_mean: float,
+    rates: Any, budgets: Any, limits: Any, result: Any,
+) -> None:  # fmt: skip
     """``result[i] = ttft mean, variance, tpot mean, variance, batch, busy, limit`` for each setting ``i``."""
+    quantiles = table[10]
     n = len(quantiles)
     input_mean = quantiles.mean()
     whole, extra, alone, shared = np.empty(n), np.empty(n), np.empty(n), np.empty(n)
@@ -112,70 +81,19 @@ def solve(
         ceiling = 4.0 * limit + 16.0
         for step in range(ITERATIONS):
             held = min(batch, budget - 1.0)
-            plain = prompts(
-                tokens,
-                mixed,
-                seqs,
-                graph,
-                decode,
-                chunk_knots,
-                past,
-                prefill,
-                host,
-                overlap,
-                quantiles,
-                budget,
-                held,
-                companions,
-                whole,
-                extra,
-            )
+            plain = prompts(table, budget, held, companions, whole, extra)
             tpot = plain / max(1.0 - rate * extra.mean(), 1e-3)
             target = min(rate * tokens_out * tpot, ceiling)
             batch = 0.5 * (batch + target) if step < ITERATIONS - 2 else target
             companions = min(rate * whole.mean(), 8.0) * input_mean
         held = min(batch, budget - 1.0)
-        plain = prompts(
-            tokens,
-            mixed,
-            seqs,
-            graph,
-            decode,
-            chunk_knots,
-            past,
-            prefill,
-            host,
-            overlap,
-            quantiles,
-            budget,
-            held,
-            companions,
-            whole,
-            extra,
-        )
+        plain = prompts(table, budget, held, companions, whole, extra)
         extra_mean = extra.mean()
         room = 1.0 - rate * extra_mean
         tpot = plain / max(room, 1e-3)
         tpot_var = rate * tpot * (extra**2).mean() * output[2] * dispersion
         # A prompt first waits for the step in progress to end: one with a prompt in it, or a decode step.
-        prompts(
-            tokens,
-            mixed,
-            seqs,
-            graph,
-            decode,
-            chunk_knots,
-            past,
-            prefill,
-            host,
-            overlap,
-            quantiles,
-            budget,
-            held,
-            0.0,
-            alone,
-            extra,
-        )
+        prompts(table, budget, held, 0.0, alone, extra)
         pending = 0.0
         for k in range(n):
             pending += alone[k] ** 2 / np.ceil(quantiles[k] / max(budget - batch, 1.0))
@@ -184,24 +102,7 @@ def solve(
         residual = mixed_share * pending + (1.0 - mixed_share) * min(batch * 2.0, 1.0) * plain / 2.0
         # Then the prompts before it share the token budget: at full chunks they are customers of an M/G/1 server.
         full = max(budget - held, 1.0)
-        prompts(
-            tokens,
-            mixed,
-            seqs,
-            graph,
-            decode,
-            chunk_knots,
-            past,
-            prefill,
-            host,
-            overlap,
-            quantiles,
-            budget,
-            held,
-            full,
-            shared,
-            extra,
-        )
+        prompts(table, budget, held, full, shared, extra)
         for k in range(n):
             shared[k] *= min(1.0, quantiles[k] / max(full, quantiles[k]))
         mean, square = shared.mean(), (shared**2).mean()
@@ -209,24 +110,7 @@ def solve(
         spread = max(square / max(mean, 1e-12) ** 2 - 1.0, 0.0)
         queue = load / max(1.0 - load, 1e-3) * mean * (dispersion + spread) / 2.0
         # Those that came during the wait ride in the same steps.
-        prompts(
-            tokens,
-            mixed,
-            seqs,
-            graph,
-            decode,
-            chunk_knots,
-            past,
-            prefill,
-            host,
-            overlap,
-            quantiles,
-            budget,
-            held,
-            min(rate * residual, 4.0) * input_mean,
-            whole,
-            extra,
-        )
+        prompts(table, budget, held, min(rate * residual, 4.0) * input_mean, whole, extra)
         ttft = whole.mean() + max(queue, residual) + first_token_s
         limit_hit = 0.0
         if room <= 0.02 or load >= 0.98:

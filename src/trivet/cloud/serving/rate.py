@@ -193,7 +193,7 @@ def open_loop(
     result = np.empty((rate.size, 7))
     output = np.array([load.output_mean, load.output_square_mean, load.output_inverse_mean])
     solve(
-        *_arrays(table, load),
+        _arrays(table, load),
         output,
         load.arrival_dispersion,
         table.first_token_overhead_s,
@@ -236,8 +236,8 @@ def prefill_pool(
     rate = np.asarray(rate_per_s, float)
     occupied, service, extra = (np.empty(len(load.input_quantiles)) for _ in range(3))
     arrays = _arrays(table, load)
-    prompts(*arrays, token_budget, 0.0, 0.0, occupied, extra)
-    prompts(*arrays, token_budget, 0.0, token_budget, service, extra)
+    prompts(arrays, token_budget, 0.0, 0.0, occupied, extra)
+    prompts(arrays, token_budget, 0.0, token_budget, service, extra)
     service *= np.minimum(1.0, load.input_quantiles / np.maximum(token_budget, load.input_quantiles))
     mean, square = service.mean(), (service**2).mean()
     busy = rate * mean
