@@ -11,7 +11,7 @@ import numpy as np
 
 from trivet.chip.spec import Chip
 from trivet.cloud.engine import step_table
-from trivet.cloud.serving.rate import Load, decode_pool, open_loop, prefill_pool
+from trivet.cloud.serving.rate import Load, bilinear, decode_pool, linear, open_loop, prefill_pool
 from trivet.errors import TrivetError
 from trivet.facts import Fact
 from trivet.loop.economics import kv_transfer_s
@@ -185,8 +185,6 @@ def _seconds_per_request(item: Compiled, chip: Chip, demand: Load) -> float:
         table = step_table(replace(item.deployment, chip=chip))
     except TrivetError:
         return 0.0
-    from trivet.cloud.serving.rate import bilinear, linear
-
     batch = np.array(64.0)
     decode = linear(table.sequences, table.graph_s, batch) + bilinear(
         table.sequences, table.context, table.decode_attention_s, batch, np.array(demand.context_mean)
