@@ -91,6 +91,28 @@ class Quantisation:
 
 
 @dataclass(frozen=True, slots=True)
+class Tower:
+    """A vision transformer and the projector that joins it to the language model: see ``model/vision.py``.
+
+    ``merge`` x ``merge`` patches become one token. ``window`` > 0: patches that a windowed layer attends within, all but
+    ``whole_layers`` of them. ``joints``: [inputs, outputs] of the projector's products, one row a token.
+    """
+
+    hidden: int
+    layers: int
+    heads: int
+    head_dim: int
+    intermediate: int
+    gated: bool
+    patch_pixels: int
+    merge: int
+    joints: tuple[tuple[int, int], ...]
+    frames: int = 1  # frames that one patch spans (a still image is repeated)
+    window: int = 0
+    whole_layers: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Architecture:
     """A model, resolved: every number below is exact or the reader refused the config."""
 
@@ -111,6 +133,7 @@ class Architecture:
     notes: tuple[str, ...] = ()
     order: tuple[int, ...] = ()  # for each layer of the stack its index in ``layers``; () = in the order of ``layers``
     encoder: bool = False  # bidirectional attention, no cache (embedding models)
+    tower: Tower | None = None  # vision tower, where its operators are known
 
     @classmethod
     def from_config(cls, path_or_name: str) -> Architecture:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from trivet.model.blueprint import Blueprint
 from trivet.model.families import FAMILIES, Reader
 from trivet.model.fields import Fields
 from trivet.model.quantisation import by_name, read_quantisation
+from trivet.model.vision import read_tower
 
 # Classes that build the text model alone from a composite config.
 _TEXT_CLASSES = ("MllamaForCausalLM", "Gemma3ForCausalLM", "Gemma4ForCausalLM", "Gemma4UnifiedForCausalLM")
@@ -59,7 +61,9 @@ def from_mapping(raw: Mapping[str, Any], name: str = "") -> Architecture:
         fields.finish()
         _apply_class(raw, blueprint, model_type)
         quantisation = _quantisation(raw, blueprint, name)
-        return blueprint.architecture(name or str(raw.get("_name_or_path") or model_type), model_type, quantisation)
+        built = blueprint.architecture(name or str(raw.get("_name_or_path") or model_type), model_type, quantisation)
+        text_alone = bool(named) and str(named[0]) in _TEXT_CLASSES
+        return built if text_alone else replace(built, tower=read_tower(model_type, raw, built.hidden))
     except TrivetError:
         raise
     except (KeyError, TypeError, ValueError, IndexError, AttributeError, ArithmeticError) as error:
