@@ -76,8 +76,8 @@ ROUND_ROBIN, LEAST_OUTSTANDING, POWER_OF_TWO, KV_LOAD, PREFIX_AWARE, SLO_AWARE =
 LOOP_DONE, NEED_SLOTS, NEED_OUTPUT = 0, 1, 2
 
 MAX_HOLES = 128
-ITL_BINS = 1024
-ITL_SHIFT = 52 - 5  # 32 bins an octave
+ITL_BINS = 2048
+ITL_SHIFT = 52 - 6  # 64 bins an octave
 ITL_OFFSET = int(np.float64(1e6).view(np.int64)) >> ITL_SHIFT  # the first bin holds 1 us
 
 
