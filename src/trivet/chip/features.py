@@ -162,17 +162,12 @@ _FUNCTIONS: dict[str, Any] = {
 
 def features(kind: str, op: Any, parts: Terms, point: ChipPoint) -> NDArray[np.float32]:
     """``[rows, features]`` of an operator; rows in C order of the operator's shape."""
-    size = np.size(parts.compute_s)
     shape = np.shape(parts.compute_s)
     found = _FUNCTIONS[kind](op, parts, point)
-    matrix = np.empty((len(found), size), np.float32)
-    for row, value in zip(matrix, found, strict=True):
-        row[:] = (
-            value
-            if np.size(value) == 1 or np.shape(value) == shape == (size,)
-            else np.broadcast_to(value, shape).ravel()
-        )
-    return matrix.T
+    matrix = np.empty((len(found), *shape), np.float32)
+    for row, value in enumerate(found):
+        matrix[row] = value  # broadcasts
+    return matrix.reshape(len(found), -1).T
 
 
 def covariates(point: ChipPoint) -> Floats:

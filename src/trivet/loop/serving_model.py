@@ -16,23 +16,38 @@ from trivet.errors import DoesNotFit
 from trivet.loop.serving_rows import Case
 from trivet.model import memory
 
+# deployment_key -> a number that stands for it, one for all compilers: calibration hands parts from one to the next.
+_NUMBERS: dict[Any, int] = {}
+
 
 @dataclass(slots=True)
 class Compiler:
     """Remembers compiled deployments. ``profiles`` replaces the shipped constants by engine (calibration)."""
 
     profiles: Mapping[str, EngineProfile] = field(default_factory=dict)
-    parts: dict[Any, Components] = field(default_factory=dict)
+    parts: dict[int, Components] = field(default_factory=dict)
     rooms: dict[Any, tuple[float, str]] = field(default_factory=dict)
-    tables: dict[Any, StepTable] = field(default_factory=dict)
+    tables: dict[int, StepTable] = field(default_factory=dict)
+    known: dict[tuple[str, str], EngineProfile] = field(default_factory=dict)
+    held: dict[int, tuple[Deployment, int]] = field(default_factory=dict)  # by identity; kept, so that it stays its own
 
     def constants(self, deployment: Deployment) -> EngineProfile:
-        engine = deployment.settings.engine
-        return self.profiles.get(engine) or profile(engine, deployment.settings.version)
+        name = (deployment.settings.engine, deployment.settings.version)
+        if name not in self.known:
+            self.known[name] = self.profiles.get(name[0]) or profile(*name)
+        return self.known[name]
+
+    def number(self, deployment: Deployment) -> int:
+        """A number that deployments with one ``deployment_key`` share; worked out once an object, since hashing takes long."""
+        held = self.held.get(id(deployment))
+        if held is None:
+            number = _NUMBERS.setdefault(deployment_key(deployment), len(_NUMBERS))
+            held = self.held[id(deployment)] = (deployment, number)
+        return held[1]
 
     def components(self, deployment: Deployment) -> Components:
         """Compiled once a deployment."""
-        key = deployment_key(deployment)
+        key = self.number(deployment)
         found = self.parts.get(key)
         if found is None:
             found = self.parts[key] = compile_components(deployment)
@@ -41,7 +56,7 @@ class Compiler:
     def kv_tokens(self, deployment: Deployment) -> tuple[float, str]:
         """(KV tokens of a rank, a note where our count finds no room: then as many as are asked for)."""
         settings = deployment.settings
-        key = (deployment_key(deployment), deployment.expected_isl, settings.memory_utilization, settings.num_kv_blocks)
+        key = (self.number(deployment), deployment.expected_isl, settings.memory_utilization, settings.num_kv_blocks)
         if key not in self.rooms:
             try:
                 space = room(deployment, self.constants(deployment), deployment.expected_isl)
@@ -51,7 +66,7 @@ class Compiler:
         return self.rooms[key]
 
     def table(self, deployment: Deployment) -> StepTable:
-        key = deployment_key(deployment)
+        key = self.number(deployment)
         if key not in self.tables:
             self.tables[key] = assemble(self.components(deployment), self.constants(deployment))
         return self.tables[key]

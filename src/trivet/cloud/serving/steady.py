@@ -11,6 +11,7 @@ Open: the same replay under Poisson arrivals of a rate.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from trivet.cloud.deployment import StepTable
 from trivet.errors import TrivetError
 
 Floats = NDArray[np.float64]
+Load = tuple[float, float, float]  # isl, osl, concurrency
 MIXING = {"chunked": 0, "prefill_first": 1, "whole_prompt": 2}
 _GOLDEN, _PLASTIC = 0.6180339887498949, 0.7548776662466927
 MIN_REQUESTS, MAX_REQUESTS = 32, 3000
@@ -61,8 +63,15 @@ class Steady:
 
 def lengths(nominal: float, count: int, low: float, step: float) -> Floats:
     """``count`` lengths spread evenly over ``low`` to 1 of ``nominal``, in an order without pattern; at least 1."""
-    spread = low + (1.0 - low) * ((0.5 + step * np.arange(count)) % 1.0)
-    return np.maximum(1.0, np.floor(nominal * spread + 0.5))
+    return np.maximum(1.0, np.floor(nominal * _spread(count, low, step) + 0.5))
+
+
+@lru_cache(maxsize=256)
+def _spread(count: int, low: float, step: float) -> Floats:
+    """[count] shares of a nominal length, read only."""
+    spread: Floats = low + (1.0 - low) * ((0.5 + step * np.arange(count, dtype=np.float64)) % 1.0)
+    spread.flags.writeable = False
+    return spread
 
 
 def closed_loop(
@@ -84,14 +93,9 @@ def closed_loop(
         waves: requests per client. low: shortest length over the nominal one.
     """
     policy = policy or Policy(kv_tokens=_kv_tokens(table))
-    loads = np.broadcast_arrays(*(np.asarray(v, float) for v in (isl, osl, concurrency)))
-    if any(np.any(load < 1) for load in loads):
-        raise TrivetError("lengths and concurrency are at least 1", field="isl/osl/concurrency")
-    out = np.empty((6, *loads[0].shape))
-    for index in np.ndindex(loads[0].shape):
-        inputs, outputs, clients = (float(v[index]) for v in loads)
-        out[(slice(None), *index)] = _closed(table, policy, inputs, outputs, clients, waves, low)
-    return Steady(*out)
+    shape, points = _loads(isl, osl, concurrency)
+    out = np.array([_closed(table, policy, *point, waves, low) for point in points])
+    return Steady(*out.T.reshape(6, *shape))
 
 
 def open_loop(
@@ -155,14 +159,24 @@ def closed_loop_split(
     low: float = 0.8,
 ) -> Steady:
     """Steady state of ``concurrency`` clients on prefill and decode pools; arguments as in ``closed_loop``."""
-    loads = np.broadcast_arrays(*(np.asarray(v, float) for v in (isl, osl, concurrency)))
-    if any(np.any(load < 1) for load in loads):
+    shape, points = _loads(isl, osl, concurrency)
+    out = np.array([_closed_split(prefill, decode, split, *point, waves, low) for point in points])
+    return Steady(*out.T.reshape(6, *shape))
+
+
+def _loads(isl: ArrayLike, osl: ArrayLike, concurrency: ArrayLike) -> tuple[tuple[int, ...], list[Load]]:
+    """The common shape of the loads, and each of them (C order)."""
+    given = (isl, osl, concurrency)
+    if all(isinstance(value, int | float) for value in given):
+        shape: tuple[int, ...] = ()
+        points: list[Load] = [(float(isl), float(osl), float(concurrency))]  # type: ignore[arg-type]
+    else:
+        arrays = np.broadcast_arrays(*(np.asarray(value, float) for value in given))
+        shape = arrays[0].shape
+        points = list(zip(*(array.ravel().tolist() for array in arrays), strict=True))
+    if not all(value >= 1 for point in points for value in point):
         raise TrivetError("lengths and concurrency are at least 1", field="isl/osl/concurrency")
-    out = np.empty((6, *loads[0].shape))
-    for index in np.ndindex(loads[0].shape):
-        inputs, outputs, clients = (float(v[index]) for v in loads)
-        out[(slice(None), *index)] = _closed_split(prefill, decode, split, inputs, outputs, clients, waves, low)
-    return Steady(*out)
+    return shape, points
 
 
 def _closed_split(
@@ -240,13 +254,20 @@ def _run(
 def _summary(run: tuple[Floats, ...], weights: Floats, count: int) -> tuple[float, ...]:
     ttft, tpot, finished, outputs = run
     total = weights.sum()
-    order = np.argsort(ttft)
-    middle = int(np.searchsorted(np.cumsum(weights[order]), 0.5 * total))
+    if total == count:  # every request stands for itself
+        middle = (count + 1) // 2 - 1
+        median = float(np.partition(ttft, middle)[middle])
+    else:
+        order = np.argsort(ttft)
+        middle = int(np.searchsorted(np.cumsum(weights[order]), 0.5 * total))
+        median = float(ttft[order[min(middle, count - 1)]])
+    upper, lower = count // 2, (count - 1) // 2
+    halves = np.partition(tpot, (lower, upper) if lower < upper else upper)
     span = float(finished.max()) or 1.0
     rate = count / span
     return (
-        float((ttft * weights).sum() / total), float((tpot * weights).sum() / total), float(ttft[order[min(middle, count - 1)]]),
-        float(np.median(tpot)), rate, rate * float(outputs.mean()),
+        float((ttft * weights).sum() / total), float((tpot * weights).sum() / total), median,
+        0.5 * float(halves[lower] + halves[upper]), rate, rate * float(outputs.sum()) / count,
     )  # fmt: skip
 
 
