@@ -260,9 +260,22 @@ def _indexer(c: Context) -> list[Operator]:
     )
     for core in cores:
         assert isinstance(core, Attention)
-        pairs = core.sequences * core.pairs
-        found += [core, Stream(core.name.replace("score", "top_k"), 8.0 * pairs)]
+        found += _scored(core)
     return found
+
+
+def _scored(core: Attention) -> list[Operator]:
+    """A scoring core as the product that it is (no softmax, no values; heads are summed on chip), and the choice of the best.
+
+    Many queries: ``q`` rows against the keys over all heads' elements at once, so that the output is one score a pair. Few
+    queries (decode): every head's query is a row, so that a key is read once for all heads.
+    """
+    keys = np.asarray(core.pairs, float) / np.asarray(core.q_tokens, float)  # mean keys a query
+    rows, depth = (core.q_tokens, core.heads * core.qk_head_dim)
+    if core.name.endswith("decode"):
+        rows, depth = core.heads * np.asarray(core.q_tokens, float), core.qk_head_dim
+    product = Gemm(core.name, rows, np.maximum(keys, 1.0), depth, core.dtype, batch=core.sequences)
+    return [product, Stream(core.name.replace("score", "top_k"), 8.0 * core.sequences * core.pairs)]
 
 
 def _compressed(c: Context) -> list[Operator]:
@@ -289,7 +302,7 @@ def _compressed(c: Context) -> list[Operator]:
             ]
             shape = (float(m.index_heads), m.index_head_dim, 0.0)
             for core in _compressed_cores(c, "index_score", *shape, limit=np.inf, dtype="fp8", kv_dtype="fp8"):
-                found += [core, Stream(core.name.replace("score", "top_k"), 8.0 * core.sequences * core.pairs)]
+                found += _scored(core)
         limit = float(m.index_top_k) if m.index_top_k else np.inf
         found += _compressed_cores(c, "attention_compressed", c.heads, dim, dim, limit=limit)
     found.append(Gemm("attention_out_a", rows, m.o_lora_rank, c.heads * dim / groups, c.dtype, batch=groups))
