@@ -62,7 +62,7 @@ def from_mapping(raw: Mapping[str, Any], name: str = "") -> Architecture:
         _apply_class(raw, blueprint, model_type)
         quantisation = _quantisation(raw, blueprint, name)
         built = blueprint.architecture(name or str(raw.get("_name_or_path") or model_type), model_type, quantisation)
-        text_alone = bool(named) and str(named[0]) in _TEXT_CLASSES
+        text_alone = str((named or [""])[0]) in _TEXT_CLASSES
         return built if text_alone else replace(built, tower=read_tower(model_type, raw, built.hidden))
     except TrivetError:
         raise
