@@ -1,6 +1,6 @@
 """One day of all four Model Studio services, request by request: generated and simulated block by block.
 
-    python benchmarks/day.py [--json] [--day 13] [--hours 24] [--workers 2] [--chip zhenwu-810e]
+    python benchmarks/day.py [--json] [-o DIR] [--day 13] [--hours 24] [--workers 2] [--chip zhenwu-810e]
 
 Every request of the day (about 280 million) arrives, queues, is batched, decoded and leaves on a fleet that is sized for
 the day's peak. A service is one simulation; services run side by side in two processes. Memory holds one block of ten
@@ -17,17 +17,24 @@ import math
 import resource
 import sys
 import time
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from pathlib import Path
 
 import numpy as np
+import polars as pl
 
 from trivet.chip.catalogue import chip
 from trivet.cloud.deployment import Deployment, EngineSettings, StepTable
 from trivet.cloud.engine import step_table
 from trivet.cloud.serving import _loop_state as k
 from trivet.cloud.serving.fleet import Fleet, FleetRun, ReplicaKind
+from trivet.cloud.serving.metrics import columns, summary_streamed
 from trivet.cloud.serving.rate import load, open_loop
+from trivet.cloud.serving.sketches import merged
+from trivet.cloud.serving.stream import on_clock, simulate_stream
 from trivet.cloud.serving.tenants_traffic import ASSUMED_MODELS, DAY_WINDOWS, WINDOW_S, stream
+from trivet.cloud.serving.traffic import Traffic
 from trivet.interop.clients import read_clients
 from trivet.model.config import read
 from trivet.model.parallel import Layout
@@ -39,22 +46,6 @@ LAYOUTS = {
     "deepseek-r1": Layout(tp=16, moe_ep=16),
 }
 TTFT_SLO_S, TPOT_SLO_S = 2.0, 0.1
-BINS_AN_OCTAVE = 32
-
-
-class Sketch:
-    """Counts of latencies in logarithmic bins (2.2% wide): mergeable, constant memory."""
-
-    def __init__(self) -> None:
-        self.counts = np.zeros(64 * BINS_AN_OCTAVE, np.int64)
-
-    def add(self, seconds: np.ndarray) -> None:
-        bins = (np.log2(np.maximum(seconds, 1e-9).astype(np.float32)) + 32) * BINS_AN_OCTAVE
-        self.counts += np.bincount(bins.astype(np.int32), minlength=self.counts.size)[: self.counts.size]
-
-    def quantile(self, share: float) -> float:
-        at = int(np.searchsorted(np.cumsum(self.counts), share * self.counts.sum()))
-        return float(2.0 ** ((at + 0.5) / BINS_AN_OCTAVE - 32))
 
 
 def deployment(service: str, chip_name: str) -> Deployment:
@@ -103,7 +94,7 @@ def within_slo(rows: np.ndarray) -> np.ndarray:
 
 
 def run(
-    service: str, chip_name: str, day: int, hours: float, seed: int, spare: float, scale: float
+    service: str, chip_name: str, day: int, hours: float, seed: int, spare: float, scale: float, out: Path | None
 ) -> dict[str, object]:
     """Simulate one service's day; see the module."""
     begin, cpu = time.perf_counter(), time.process_time()
@@ -111,36 +102,30 @@ def run(
     table = step_table(dep)
     instances = math.ceil(spare * scale * replicas(service, table, dep.settings, day, dep.layout.attention_dp))
     ranks = instances * dep.layout.attention_dp
-    fleet = FleetRun(
-        Fleet((ReplicaKind(table, dep.settings, ranks, chips=dep.layout.chips // dep.layout.attention_dp),))
-    )
-    ttft, tpot = Sketch(), Sketch()
-    arrived = finished = tokens = good = 0
-    early = 0
-    start = day * 86400.0
-    blocks = list(range(int(hours * 3600 / WINDOW_S)))
-    traffic = stream(
-        read_clients()[service], start_s=start, end_s=start + len(blocks) * WINDOW_S, seed=seed, rate=scale
-    )
-    for at, block in enumerate(traffic):
-        rows = fleet.feed(block, final=at == blocks[-1]).rows
-        arrived += len(block)
-        finished += rows.shape[0]
-        done = rows[rows[:, k.O_STATUS] == k.DONE]
-        first = (done[:, k.O_FIRST] - done[:, k.O_ARRIVAL]) / k.PS
-        many = done[:, k.O_OUTPUT] > 1
-        each = (done[many, k.O_LAST] - done[many, k.O_FIRST]) / k.PS / (done[many, k.O_OUTPUT] - 1)
-        ttft.add(first)
-        tpot.add(each)
-        tokens += int(done[:, k.O_OUTPUT].sum())
-        good += int(np.count_nonzero(within_slo(rows)))
-        if at == len(blocks) // 4:
-            early = peak_bytes()
+    fleet = Fleet((ReplicaKind(table, dep.settings, ranks, chips=dep.layout.chips // dep.layout.attention_dp),))
+    start, early, seen = day * 86400.0, 0, 0
+    end = start + int(hours * 3600 / WINDOW_S) * WINDOW_S
+
+    def watched() -> Iterator[Traffic]:
+        nonlocal early, seen
+        for block in on_clock(stream(read_clients()[service], start_s=start, end_s=end, seed=seed, rate=scale), start):
+            seen += len(block)
+            if block.arrival_s.size and block.arrival_s[0] <= (end - start) / 4:
+                early = peak_bytes()
+            yield block
+
+    found = simulate_stream(watched(), fleet, service=service, ttft_slo_s=TTFT_SLO_S, tpot_slo_s=TPOT_SLO_S)
+    told, count = summary_streamed(found), found.sketches.counters()
+    if out is not None:
+        pl.DataFrame(found.sketches.table()).write_parquet(out / f"{service}.sketches.parquet")
+        pl.DataFrame(columns(found.sample, found.ids)).write_parquet(out / f"{service}.requests.parquet")
     return {
         "service": service, "model": ASSUMED_MODELS[service], "chip": chip_name, "instances": instances,
-        "chips": instances * dep.layout.chips, "requests": arrived, "finished": finished, "output_tokens": tokens,
-        "ttft_p50_s": ttft.quantile(0.5), "ttft_p99_s": ttft.quantile(0.99), "tpot_p50_s": tpot.quantile(0.5),
-        "tpot_p99_s": tpot.quantile(0.99), "within_slo": good / max(arrived, 1), "wall_s": time.perf_counter() - begin,
+        "chips": instances * dep.layout.chips, "requests": seen, "finished": count["requests"],
+        "output_tokens": count["output_tokens"], "ttft_p50_s": told["ttft_s"]["p50"], "ttft_p99_s": told["ttft_s"]["p99"],
+        "tpot_p50_s": told["tpot_s"]["p50"], "tpot_p99_s": told["tpot_s"]["p99"], "itl_p99_s": told["itl_s"]["p99"],
+        "e2e_p99_s": told["e2e_s"]["p99"], "within_slo": told["slo"]["attainment"], "sampled": int(found.ids.size),
+        "wall_s": time.perf_counter() - begin,
         "cpu_s": time.process_time() - cpu, "peak_bytes": peak_bytes(), "peak_bytes_at_a_quarter": early,
     }  # fmt: skip
 
@@ -160,21 +145,31 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--spare", type=float, default=1.0, help="times the instances that the peak needs")
     parser.add_argument("--scale", type=float, default=1.0, help="times the traffic and the fleet")
+    parser.add_argument(
+        "-o", "--output", type=Path, help="folder for sketches.parquet of all and each service's sample"
+    )
     parser.add_argument("--services", nargs="*", default=["m-mid", "m-small", "m-large", "deepseek-r1"])
     options = parser.parse_args()
     if not options.json:
         for service in options.services:
             print(f"assumed: {service} is {ASSUMED_MODELS[service]}", file=sys.stderr)
+    if options.output is not None:
+        options.output.mkdir(parents=True, exist_ok=True)
     begin = time.perf_counter()
     rows = []
     with ProcessPoolExecutor(options.workers) as pool:
-        fixed = (options.chip, options.day, options.hours, options.seed, options.spare, options.scale)
+        fixed = (options.chip, options.day, options.hours, options.seed, options.spare, options.scale, options.output)
         jobs = [pool.submit(run, s, *fixed) for s in options.services]
         for job in as_completed(jobs):
             row = job.result()
             rows.append(row)
             if not options.json:
                 print(json.dumps(row), file=sys.stderr)
+    if options.output is not None:
+        parts = [
+            pl.read_parquet(options.output / f"{s}.sketches.parquet").to_dict(as_series=False) for s in options.services
+        ]
+        pl.DataFrame(merged(parts, by=("service", "group", "hour"))).write_parquet(options.output / "sketches.parquet")
     wall = time.perf_counter() - begin
     children = sorted((int(r["peak_bytes"]) for r in rows), reverse=True)[: options.workers]
     lost = sum(int(r["requests"]) - int(r["finished"]) for r in rows)

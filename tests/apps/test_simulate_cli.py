@@ -45,10 +45,47 @@ def test_files(scenario: Path, tmp_path: Path) -> None:
     frame = pl.read_parquet(out / "requests.parquet")
     assert frame.height == 400 == summary["requests"]["done"]
     assert (frame["first_token_s"] >= frame["scheduled_s"]).all()
-    assert frame.select((pl.col("first_token_s") - pl.col("arrival_s")).mean()).item() == pytest.approx(summary["ttft_s"]["mean"])
+    assert frame.select((pl.col("first_token_s") - pl.col("arrival_s")).mean()).item() == pytest.approx(
+        summary["ttft_s"]["mean"]
+    )
     assert summary["cost"]["usd"] > 0
     assert summary["energy"]["joules"] > 0
     assert json.loads((out / "timeline.json").read_text())["traceEvents"]
+
+
+def test_too_many_requests_are_told_by_sketches(scenario: Path, tmp_path: Path) -> None:
+    whole, thin = tmp_path / "whole", tmp_path / "thin"
+    assert trivet("simulate", scenario, "--set", "traffic.generate.requests=3000", "-o", whole).returncode == 0
+    done = trivet("simulate", scenario, "--set", "traffic.generate.requests=3000", "-o", thin, "--most-rows", 2000)
+    assert done.returncode == 0, done.stderr
+    assert "sketches" in done.stdout
+    exact, told = (json.loads((folder / "summary.json").read_text()) for folder in (whole, thin))
+    assert told["requests"] == exact["requests"]
+    assert told["slo"] == exact["slo"]
+    for metric in ("ttft_s", "tpot_s", "e2e_s"):
+        assert told[metric]["mean"] == pytest.approx(exact[metric]["mean"], rel=1e-4)
+        assert told[metric]["p99"] == pytest.approx(exact[metric]["p99"], rel=0.01)
+    sample, every = pl.read_parquet(thin / "requests.parquet"), pl.read_parquet(whole / "requests.parquet")
+    assert sample.equals(every.gather_every(1000))
+    frame = pl.read_parquet(thin / "sketches.parquet")
+    assert frame.columns == ["service", "group", "hour", "metric", "bin", "lower_s", "upper_s", "count", "sum_us"]
+    assert frame.filter(pl.col("metric") == "ttft")["count"].sum() == 3000
+    assert not (whole / "sketches.parquet").exists()
+
+
+def test_customers_of_a_service(tmp_path: Path) -> None:
+    path = tmp_path / "customers.yaml"
+    path.write_text(
+        "model: Qwen/Qwen3-8B\ntraffic: {customers: {service: deepseek-r1, start_h: 3, hours: 0.5}, rate_scale: 0.1}\n"
+        "fleet: [{chip: h100, replicas: 2}]\n"
+    )
+    done = trivet("simulate", path, "--json")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["requests"]["done"] == found["requests"]["total"] > 500
+    bad = trivet("simulate", path, "--set", "traffic.customers.service=m-none")
+    assert bad.returncode == 2
+    assert "deepseek-r1" in bad.stderr
 
 
 def test_what_ifs_move_the_answer(scenario: Path) -> None:
@@ -128,7 +165,9 @@ def test_times_in_the_log_are_not_used(shared_data: Path, tmp_path: Path) -> Non
     meta = log.with_name(log.name.replace(".jsonl", ".meta.json"))
     bare = tmp_path / "bare.jsonl"
     keep = ("request_id", "input_toks", "output_toks", "arrival_time")
-    bare.write_text("\n".join(json.dumps({k: json.loads(line)[k] for k in keep}) for line in log.read_text().splitlines()))
+    bare.write_text(
+        "\n".join(json.dumps({k: json.loads(line)[k] for k in keep}) for line in log.read_text().splitlines())
+    )
     outs = []
     for name, source in (("a", log), ("b", bare)):
         out = tmp_path / f"{name}.csv"

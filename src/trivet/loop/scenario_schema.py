@@ -34,11 +34,22 @@ class Generate(_Strict):
     think_s: float = Field(10.0, ge=0)
 
 
+class CustomersPart(_Strict):
+    """Many customers of one service by their statistics; see ``cloud/serving/tenants_traffic.py``."""
+
+    service: str
+    source: str = "bailian"
+    day: int = Field(0, ge=0)
+    start_h: float = Field(0.0, ge=0)
+    hours: float = Field(24.0, gt=0)
+
+
 class TrafficPart(_Strict):
-    """A trace (the name of a shipped one, or a file) or generated traffic, and how it is changed."""
+    """A trace (a shipped one's name, or a file), generated traffic or a service's customers, and how it is changed."""
 
     trace: str = ""
     generate: Generate | None = None
+    customers: CustomersPart | None = None
     limit: int | None = Field(None, ge=1)
     rate_scale: float = Field(1.0, gt=0)
     input_scale: float = Field(1.0, gt=0)
@@ -134,6 +145,17 @@ class SloPart(_Strict):
     tpot_s: float | None = Field(None, gt=0)
 
 
+class ExpectPart(_Strict):
+    """What a change to the scenario should do: a number of ``summary.json`` over its value without the change."""
+
+    feature: str
+    base: list[str] = Field(default_factory=list)
+    change: list[str] = Field(min_length=1)
+    metric: str
+    ratio: tuple[float, float]
+    source: str
+
+
 class Scenario(_Strict):
     """One file: who asks, what serves, what goes wrong, what is wanted."""
 
@@ -153,6 +175,7 @@ class Scenario(_Strict):
     price_basis: str = "tco_hyperscaler"
     site: str = ""
     seed: int = 0
+    expect: list[ExpectPart] = Field(default_factory=list)
 
 
 def parse(raw: Mapping[str, Any]) -> Scenario:

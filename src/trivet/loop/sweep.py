@@ -6,11 +6,12 @@ those that are there.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import itertools
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from pathlib import Path
 from typing import Any
@@ -44,10 +45,15 @@ def digest(scenario: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(scenario, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
-def one(scenario: Mapping[str, Any], read_trace: simulate.ReadTrace, file: str) -> str:
+def one(
+    scenario: Mapping[str, Any],
+    read_trace: simulate.ReadTrace,
+    file: str,
+    read_clients: simulate.ReadClients | None = None,
+) -> str:
     """Simulate one point and leave its summary in ``file`` (whole or not at all)."""
     try:
-        summary = simulate.run(scenario, read_trace).summary
+        summary = simulate.run(scenario, read_trace, read_clients=read_clients).summary
     except TrivetError as error:
         summary = {"error": str(error)}
     work = f"{file}.{os.getpid()}.part"
@@ -62,6 +68,7 @@ def run(
     folder: Path,
     read_trace: simulate.ReadTrace,
     *,
+    read_clients: simulate.ReadClients | None = None,
     engine: str = "processes",
     workers: int = 0,
     report: Callable[[str, int, int], None] = lambda *_: None,
@@ -80,7 +87,8 @@ def run(
     missing = {file: scenario for file, (_, scenario) in zip(files, todo, strict=True) if not Path(file).exists()}
     total, done = len(set(files)), len(set(files)) - len(missing)
     report("simulating", done, total)
-    for _ in _ray(missing, read_trace) if engine == "ray" else _processes(missing, read_trace, workers):
+    do = functools.partial(_do, read_trace=read_trace, read_clients=read_clients)
+    for _ in _ray(missing, do, workers) if engine == "ray" else _processes(missing, do, workers):
         done += 1
         report("simulating", done, total)
     return [
@@ -89,32 +97,46 @@ def run(
     ]
 
 
-def _processes(missing: Mapping[str, Any], read_trace: simulate.ReadTrace, workers: int) -> Any:
+Do = Callable[[Mapping[str, Any], str], str]
+
+
+def _do(
+    scenario: Mapping[str, Any], file: str, *, read_trace: simulate.ReadTrace, read_clients: simulate.ReadClients | None
+) -> str:
+    return one(scenario, read_trace, file, read_clients)
+
+
+def _processes(missing: Mapping[str, Any], do: Do, workers: int) -> Iterator[str]:
     count = min(workers or len(os.sched_getaffinity(0)), len(missing))
     if count <= 1:
         for file, scenario in missing.items():
-            yield one(scenario, read_trace, file)
+            yield do(scenario, file)
         return
     with ProcessPoolExecutor(count) as pool:
-        waiting: set[Future[str]] = {pool.submit(one, scenario, read_trace, file) for file, scenario in missing.items()}
+        waiting: set[Future[str]] = {pool.submit(do, scenario, file) for file, scenario in missing.items()}
         while waiting:
             finished, waiting = wait(waiting, return_when=FIRST_COMPLETED)
             for future in finished:
                 yield future.result()
 
 
-def _ray(missing: Mapping[str, Any], read_trace: simulate.ReadTrace) -> Any:
+def _ray(missing: Mapping[str, Any], do: Do, workers: int) -> Iterator[str]:
     try:
         import ray
     except ImportError as error:
         raise Unsupported(
             "Ray is not installed", field="--engine", allowed="pip install 'trivet[ray]', or processes"
         ) from error
-    if not ray.is_initialized():
-        ray.init(log_to_driver=False)
-    remote = ray.remote(one)
-    waiting = [remote.remote(scenario, read_trace, file) for file, scenario in missing.items()]
-    while waiting:
-        finished, waiting = ray.wait(waiting)
-        for reference in finished:
-            yield ray.get(reference)
+    mine = not ray.is_initialized()
+    if mine:
+        ray.init(log_to_driver=False, num_cpus=workers or None, include_dashboard=False)
+    try:
+        remote = ray.remote(do)
+        waiting = [remote.remote(scenario, file) for file, scenario in missing.items()]
+        while waiting:
+            finished, waiting = ray.wait(waiting)
+            for reference in finished:
+                yield ray.get(reference)
+    finally:
+        if mine:
+            ray.shutdown()

@@ -61,6 +61,7 @@ def html(
     ttft_slo_s: float | None = None,
     tpot_slo_s: float | None = None,
     notes: Sequence[str] = (),
+    one_in: int = 1,
 ) -> str:
     """One HTML page.
 
@@ -72,6 +73,7 @@ def html(
             decode_tokens_per_s batch queue kv_share busy_share replicas_up``.
         ttft_slo_s, tpot_slo_s: drawn as limits.
         notes: assumptions to print.
+        one_in: the requests are a sample of so many; numbers of all then come from ``summary``.
 
     Raises:
         TrivetError: a needed column is missing or there is no request.
@@ -83,9 +85,9 @@ def html(
         raise TrivetError("no request to report", field="requests")
     times = latencies(requests)
     sections = [
-        Section("", kpis(_headline(requests, times))),
+        Section("", kpis(_headline(requests, times) if one_in == 1 else _headline_of(summary))),
         Section("Latency", _latency_charts(times, ttft_slo_s, tpot_slo_s), columns=True),
-        Section("Load", _load_charts(requests, series), columns=True),
+        Section("Load", _load_charts(requests, series, one_in), columns=True),
     ]
     inside = _inside_charts(series) if series is not None else []
     if inside:
@@ -93,10 +95,17 @@ def html(
     shape = _shape_charts(requests, times)
     if shape:
         sections.append(Section("What makes a request slow", shape, columns=True))
-    sections.append(Section("Percentiles", html_table(_percentiles(times))))
+    sections.append(
+        Section("Percentiles", html_table(_percentiles(times) if one_in == 1 else _percentiles_of(summary)))
+    )
     flat = [{"name": k.replace("_", " "), "value": v} for k, v in _flat(summary).items()]
     if flat:
         sections.append(Section("Summary", html_table(flat)))
+    if one_in > 1:
+        told = (
+            f"Curves of single requests are those of one in {one_in:,}; percentiles come from sketches of all requests."
+        )
+        notes = [*notes, told]
     if notes:
         sections.append(Section("Assumptions", text="\n\n".join(notes)))
     return page(title, sections, subtitle=subtitle)
@@ -118,6 +127,36 @@ def _headline(requests: Columns, times: Mapping[str, NDArray[np.float64]]) -> di
             items[f"{label} p50"] = seconds(float(np.quantile(times[name], 0.5)))
             items[f"{label} p99"] = seconds(float(np.quantile(times[name], 0.99)))
     return items
+
+
+def _headline_of(summary: Mapping[str, Any]) -> dict[str, str]:
+    """The headline of a run whose requests are a sample."""
+    counts, rates = summary["requests"], summary["throughput"]
+    items = {
+        "requests": number(float(counts["total"])),
+        "finished": percent(counts["done"] / max(counts["total"], 1)),
+        "requests per second": number(rates["requests_per_s"]),
+        "output tokens per second": number(rates["output_tokens_per_s"]),
+    }
+    for key, label in (("ttft_s", "TTFT"), ("tpot_s", "TPOT")):
+        for mark in ("p50", "p99"):
+            if summary[key][mark] is not None:
+                items[f"{label} {mark}"] = seconds(summary[key][mark])
+    return items
+
+
+def _percentiles_of(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
+    names = {
+        "queue_s": "waiting",
+        "ttft_s": "time to first token",
+        "tpot_s": "time per output token",
+        "e2e_s": "whole request",
+    }
+    return [
+        {"latency": name, **{mark: seconds(value) for mark, value in summary[key].items()}}
+        for key, name in names.items()
+        if summary[key]["mean"] is not None
+    ]
 
 
 def _latency_charts(times: Mapping[str, NDArray[np.float64]], ttft: float | None, tpot: float | None) -> list[str]:
@@ -142,7 +181,7 @@ def _buckets(end: float) -> NDArray[np.float64]:
     return np.linspace(0.0, max(end, 1e-9), MOST_BUCKETS // 2 + 1)
 
 
-def _load_charts(requests: Columns, series: Columns | None) -> list[str]:
+def _load_charts(requests: Columns, series: Columns | None, one_in: int = 1) -> list[str]:
     arrival, last = np.asarray(requests["arrival_s"], float), np.asarray(requests["last_token_s"], float)
     ends = last[np.isfinite(last)]
     end = max(float(arrival.max()), float(ends.max()) if ends.size else 0.0)
@@ -151,6 +190,7 @@ def _load_charts(requests: Columns, series: Columns | None) -> list[str]:
     else:
         edges = _buckets(end)
         width = edges[1] - edges[0]
+        width /= one_in
         time, came, went = edges[:-1], np.histogram(arrival, edges)[0] / width, np.histogram(ends, edges)[0] / width
     charts = [
         line_chart(
@@ -169,12 +209,12 @@ def _load_charts(requests: Columns, series: Columns | None) -> list[str]:
     edges = _buckets(end)
     flight = (
         np.searchsorted(np.sort(arrival), edges, "right") - np.searchsorted(np.sort(ends), edges, "right")
-    ).astype(float)
+    ).astype(float) * one_in
     lines = [Series("in flight", edges, flight)]
     first = np.asarray(requests["first_token_s"], float)
     started = np.sort(first[np.isfinite(first)])
     waiting = np.searchsorted(np.sort(arrival), edges, "right") - np.searchsorted(started, edges, "right")
-    lines.append(Series("before the first token", edges, waiting.astype(float)))
+    lines.append(Series("before the first token", edges, waiting.astype(float) * one_in))
     charts.append(line_chart(lines, title="Requests in flight", x_label="time", y_label="requests", x_format=seconds))
     return charts
 

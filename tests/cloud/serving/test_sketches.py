@@ -65,7 +65,9 @@ def test_merging_is_associative_and_commutative(a: list, b: list, c: list) -> No
     if a or b or c:
         tables = [one.table(), two.table(), three.table()]
         whole = sk.merged([one.merge(two).merge(three).table()], by=["hour"])
-        parts = sk.merged([sk.merged(tables[:2], by=["group", "hour"]), sk.merged(tables[2:], by=["group", "hour"])], by=["hour"])
+        parts = sk.merged(
+            [sk.merged(tables[:2], by=["group", "hour"]), sk.merged(tables[2:], by=["group", "hour"])], by=["hour"]
+        )
         assert {n: v.tolist() for n, v in parts.items()} == {n: v.tolist() for n, v in whole.items()}
 
 

@@ -11,8 +11,6 @@ import typer
 
 from trivet.errors import TrivetError
 
-MOST_ROWS, SAMPLE = 10_000_000, 1000  # above so many requests, one in so many is written
-
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
 
@@ -34,6 +32,9 @@ def simulate(
     ] = [],  # noqa: B006
     engine: Annotated[str, typer.Option(help="Where a sweep runs: processes or ray.")] = "processes",
     workers: Annotated[int, typer.Option(help="Processes of a sweep; 0 = all cores.")] = 0,
+    most_rows: Annotated[
+        int, typer.Option(help="Above so many requests: sketches.parquet and every thousandth request.", min=1)
+    ] = 10_000_000,
     as_json: Annotated[bool, typer.Option("--json", help="Print summary.json instead of a table.")] = False,
 ) -> None:
     """Run traffic through routers, replicas, batches and KV caches; latency, goodput, use, energy and cost."""
@@ -46,9 +47,14 @@ def simulate(
     if sweep:
         _sweep(raw, sweep, out, engine, workers, as_json)
         return
+    from trivet.apps.cli.screen import progress
     from trivet.loop import simulate as loop
 
-    done = loop.run(raw, read_trace, told=lambda line: typer.echo(line, err=True))
+    with progress(enabled=not as_json) as report:
+        done = loop.run(
+            raw, read_trace, told=lambda line: typer.echo(line, err=True), read_clients=read_clients, most_rows=most_rows,
+            report=report,
+        )  # fmt: skip
     if out is not None:
         write(done, out)
     if as_json:
@@ -63,11 +69,19 @@ def read_trace(source: str, limit: int | None) -> Any:
     return read(source, limit=limit)
 
 
+def read_clients(source: str) -> Any:
+    from trivet.interop.clients import read_clients as read
+
+    return read(source)
+
+
 def _with_outages(raw: dict[str, Any], fail: list[str]) -> dict[str, Any]:
     from trivet.loop.scenario import traffic_of
     from trivet.loop.scenario_schema import outage_text, parse
 
-    duration = traffic_of(parse(raw), read_trace).duration_s
+    scenario = parse(raw)
+    customers = scenario.traffic.customers
+    duration = customers.hours * 3600.0 if customers else traffic_of(scenario, read_trace).duration_s
     return {**raw, "outages": [*(raw.get("outages") or []), *(outage_text(text, duration) for text in fail)]}
 
 
@@ -80,10 +94,12 @@ def write(done: Any, out: Path) -> None:
     from trivet.interop.results import result_folder
     from trivet.report import serving_report
 
-    columns, slo = metrics.columns(done.result), done.scenario.slo
+    streamed, slo = done.streamed, done.scenario.slo
+    columns = metrics.columns(done.result, streamed.ids if streamed else None)
     with result_folder(out) as folder:
-        every = 1 if len(done.result.status) <= MOST_ROWS else SAMPLE
-        pl.DataFrame({name: values[::every] for name, values in columns.items()}).write_parquet(folder / "requests.parquet")
+        pl.DataFrame(columns).write_parquet(folder / "requests.parquet")
+        if streamed:
+            pl.DataFrame(streamed.sketches.table()).write_parquet(folder / "sketches.parquet")
         (folder / "summary.json").write_text(
             json.dumps(done.summary, indent=1, allow_nan=False) + "\n", encoding="utf-8"
         )
@@ -92,7 +108,7 @@ def write(done: Any, out: Path) -> None:
         page = serving_report.html(
             codes, done.summary, metrics.over_time(done.result), title=done.scenario.title or "Serving simulation",
             subtitle=f"{done.summary['model']} · {done.summary['traffic']}", ttft_slo_s=slo.ttft_s,
-            tpot_slo_s=slo.tpot_s, notes=done.notes,
+            tpot_slo_s=slo.tpot_s, notes=done.notes, one_in=streamed.every if streamed else 1,
         )  # fmt: skip
         (folder / "report.html").write_text(page, encoding="utf-8")
 
@@ -104,7 +120,9 @@ def _sweep(raw: dict[str, Any], axes: list[str], out: Path | None, engine: str, 
     if out is None:
         raise TrivetError("a sweep keeps its points in a folder", field="-o", allowed="-o DIR")
     with progress(enabled=not as_json) as report:
-        rows = sweep.run(raw, axes, out, read_trace, engine=engine, workers=workers, report=report)
+        rows = sweep.run(
+            raw, axes, out, read_trace, read_clients=read_clients, engine=engine, workers=workers, report=report
+        )
     content = json.dumps({"sweep": rows}, indent=1, allow_nan=False, sort_keys=True) + "\n"
     from trivet.interop.results import result_file
 
@@ -175,6 +193,8 @@ def _print(summary: dict[str, Any], out: Path | None) -> None:
             f"{summary['energy']['joules_per_output_token'] * 1e6 / 3.6e6:.3g} kWh "
             f"per million output tokens ({summary['cost']['basis']})"
         )
+    if summary["percentiles"]["from"] == "sketches":
+        lines.append("percentiles from sketches, within 1/129; requests.parquet has every thousandth request")
     for line in [*lines, *summary["notes"]]:
         console.print(line, highlight=False, soft_wrap=True)
     if out is not None:

@@ -90,7 +90,12 @@ class Sketches:
         return self.cells[hour]
 
     def add_rows(
-        self, rows: Longs, group: Longs, late_ps: Longs, ttft_slo_s: float | None = None, tpot_slo_s: float | None = None
+        self,
+        rows: Longs,
+        group: Longs,
+        late_ps: Longs,
+        ttft_slo_s: float | None = None,
+        tpot_slo_s: float | None = None,
     ) -> None:
         """Count finished requests.
 
@@ -121,7 +126,9 @@ class Sketches:
         cell = self.cell(hour)
         cell.counts[group, ITL, 1 : 1 + gaps.size] += gaps
         # The loop keeps no sum of the gaps; the bins' own values are within 1/129 of it.
-        cell.sums_us[group, ITL, 1 : 1 + gaps.size] += np.rint(gaps * values_s()[1 : 1 + gaps.size] * 1e6).astype(np.int64)
+        cell.sums_us[group, ITL, 1 : 1 + gaps.size] += np.rint(gaps * values_s()[1 : 1 + gaps.size] * 1e6).astype(
+            np.int64
+        )
 
     def total(self, metric: int) -> tuple[Longs, Longs]:
         """Counts and sums [bins] over all hours and groups."""
@@ -156,10 +163,10 @@ class Sketches:
             parts.append((g, np.full(g.size, hour), m, b, cell.counts[g, m, b], cell.sums_us[g, m, b]))
         if not parts:
             parts.append((np.zeros(0, np.int64),) * 6)
-        g, hour, m, b, count, total = (np.concatenate(column) for column in zip(*parts, strict=True))
+        g, at, m, b, count, total = (np.concatenate(column) for column in zip(*parts, strict=True))
         return {
             "service": np.full(g.size, self.service, dtype=object), "group": np.array(self.groups, dtype=object)[g],
-            "hour": hour, "metric": np.array(METRICS, dtype=object)[m], "bin": b, "lower_s": edge[b],
+            "hour": at, "metric": np.array(METRICS, dtype=object)[m], "bin": b, "lower_s": edge[b],
             "upper_s": edge[b + 1], "count": count, "sum_us": total,
         }  # fmt: skip
 
@@ -197,7 +204,8 @@ def merged(tables: Iterable[Mapping[str, NDArray[Any]]], by: Iterable[str] = ())
         rest, at = np.divmod(rest, max(uniques[name].size, 1))
         out[name] = uniques[name][at]
     edge = edges_s()
-    out = {name: out[name] for name in keys} | {"lower_s": edge[out["bin"]], "upper_s": edge[out["bin"] + 1]}
+    out = {name: out[name] for name in keys}
+    out |= {"lower_s": edge[out["bin"]], "upper_s": edge[out["bin"] + 1]}
     for name in ("count", "sum_us"):
         out[name] = np.zeros(every.size, np.int64)
         np.add.at(out[name], inverse, columns[name])

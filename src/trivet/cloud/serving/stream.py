@@ -45,7 +45,8 @@ class Streamed:
 
 def blocks_of(traffic: Traffic, size: int = BLOCK) -> Iterator[Traffic]:
     """Traffic in blocks; whole where its requests depend on each other (sessions, prefixes, priorities, closed loops)."""
-    if traffic.previous is not None or traffic.hash_offsets is not None or traffic.priority is not None or traffic.max_concurrency:
+    linked = (traffic.previous, traffic.hash_offsets, traffic.priority)
+    if traffic.max_concurrency or any(part is not None for part in linked):
         yield traffic
         return
     for start in range(0, len(traffic), size):
@@ -99,7 +100,11 @@ def simulate_stream(
             begin = min(begin, int(rows[:, k.O_ARRIVAL].min()))
             done = rows[rows[:, k.O_STATUS] == k.DONE]
             end = max(end, int((done[:, k.O_LAST] + late[done[:, k.O_REPLICA]]).max(initial=0)))
-        hour = int(run.state.run[k.G_NOW]) // round(HOUR_S * k.PS) if not len(traffic) else int(traffic.arrival_s[0] // HOUR_S)
+        hour = (
+            int(run.state.run[k.G_NOW]) // round(HOUR_S * k.PS)
+            if not len(traffic)
+            else int(traffic.arrival_s[0] // HOUR_S)
+        )
         new = run.state.itl - gaps
         if new.any():
             sketches.add_gaps(hour, new)
