@@ -6,13 +6,13 @@ those that are there.
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import itertools
 import json
+import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
@@ -46,20 +46,21 @@ def digest(scenario: Mapping[str, Any]) -> str:
 
 
 def one(
-    scenario: Mapping[str, Any],
-    read_trace: simulate.ReadTrace,
-    file: str,
-    read_clients: simulate.ReadClients | None = None,
+    scenario: Mapping[str, Any], read_trace: simulate.ReadTrace, read_clients: simulate.ReadClients | None = None
 ) -> str:
-    """Simulate one point and leave its summary in ``file`` (whole or not at all)."""
+    """Simulate one point; its summary as JSON, or its error."""
     try:
         summary = simulate.run(scenario, read_trace, read_clients=read_clients).summary
     except TrivetError as error:
         summary = {"error": str(error)}
+    return json.dumps(summary, sort_keys=True, allow_nan=False)
+
+
+def keep(file: str, text: str) -> None:
+    """Leave a point's summary in its file, whole or not at all."""
     work = f"{file}.{os.getpid()}.part"
-    Path(work).write_text(json.dumps(summary, sort_keys=True, allow_nan=False), encoding="utf-8")
+    Path(work).write_text(text, encoding="utf-8")
     os.replace(work, file)
-    return file
 
 
 def run(
@@ -87,8 +88,9 @@ def run(
     missing = {file: scenario for file, (_, scenario) in zip(files, todo, strict=True) if not Path(file).exists()}
     total, done = len(set(files)), len(set(files)) - len(missing)
     report("simulating", done, total)
-    do = functools.partial(_do, read_trace=read_trace, read_clients=read_clients)
-    for _ in _ray(missing, do, workers) if engine == "ray" else _processes(missing, do, workers):
+    points_of = _ray if engine == "ray" else _processes
+    for file, text in points_of(missing, read_trace, read_clients, workers):
+        keep(file, text)
         done += 1
         report("simulating", done, total)
     return [
@@ -97,30 +99,25 @@ def run(
     ]
 
 
-Do = Callable[[Mapping[str, Any], str], str]
-
-
-def _do(
-    scenario: Mapping[str, Any], file: str, *, read_trace: simulate.ReadTrace, read_clients: simulate.ReadClients | None
-) -> str:
-    return one(scenario, read_trace, file, read_clients)
-
-
-def _processes(missing: Mapping[str, Any], do: Do, workers: int) -> Iterator[str]:
+def _processes(
+    missing: Mapping[str, Any], read_trace: simulate.ReadTrace, read_clients: simulate.ReadClients | None, workers: int
+) -> Iterator[tuple[str, str]]:
+    """(file, summary) of each point as it ends, on processes of this machine."""
     count = min(workers or len(os.sched_getaffinity(0)), len(missing))
     if count <= 1:
         for file, scenario in missing.items():
-            yield do(scenario, file)
+            yield file, one(scenario, read_trace, read_clients)
         return
     with ProcessPoolExecutor(count) as pool:
-        waiting: set[Future[str]] = {pool.submit(do, scenario, file) for file, scenario in missing.items()}
-        while waiting:
-            finished, waiting = wait(waiting, return_when=FIRST_COMPLETED)
-            for future in finished:
-                yield future.result()
+        jobs = {pool.submit(one, scenario, read_trace, read_clients): file for file, scenario in missing.items()}
+        for job in as_completed(jobs):
+            yield jobs[job], job.result()
 
 
-def _ray(missing: Mapping[str, Any], do: Do, workers: int) -> Iterator[str]:
+def _ray(
+    missing: Mapping[str, Any], read_trace: simulate.ReadTrace, read_clients: simulate.ReadClients | None, workers: int
+) -> Iterator[tuple[str, str]]:
+    """The same on a Ray cluster: the one of ``RAY_ADDRESS``, else one of this machine. This process writes the files."""
     try:
         import ray
     except ImportError as error:
@@ -129,14 +126,16 @@ def _ray(missing: Mapping[str, Any], do: Do, workers: int) -> Iterator[str]:
         ) from error
     mine = not ray.is_initialized()
     if mine:
-        ray.init(log_to_driver=False, num_cpus=workers or None, include_dashboard=False)
+        there = {} if os.environ.get("RAY_ADDRESS") else {"num_cpus": workers or None, "include_dashboard": False}
+        ray.init(log_to_driver=False, logging_level=logging.ERROR, **there)
     try:
-        remote = ray.remote(do)
-        waiting = [remote.remote(scenario, file) for file, scenario in missing.items()]
+        remote = ray.remote(one)
+        jobs = {remote.remote(scenario, read_trace, read_clients): file for file, scenario in missing.items()}
+        waiting = list(jobs)
         while waiting:
             finished, waiting = ray.wait(waiting)
             for reference in finished:
-                yield ray.get(reference)
+                yield jobs[reference], ray.get(reference)
     finally:
         if mine:
             ray.shutdown()
