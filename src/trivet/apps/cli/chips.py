@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
@@ -37,8 +38,18 @@ def chips(
     role: str = typer.Option(
         "", "--role", help="Only this role in the list: accelerator, sram_accelerator, cpu, ssd_controller."
     ),
+    compare: bool = typer.Option(
+        False, "--compare", help="Times of GEMM, attention and all-reduce on the first against each other chip."
+    ),
+    library: str = typer.Option("vllm", "--library", help="Whose kernels --compare times: vllm, sglang, trtllm."),
+    out: Path | None = typer.Option(
+        None, "-o", "--out", metavar="DIR", help="summary.json and report.html of --compare."
+    ),
 ) -> None:
     """The chips of the catalogue, side by side, with status and source of each field and what is unknown."""
+    if compare:
+        _compare(chip_names or [], library, out, as_json)
+        return
     if role and role not in _ROLES:
         raise TrivetError(f"{role!r}", field="--role", allowed=_ROLES)
     found = [chip(name) for name in (chip_names or names())]
@@ -65,6 +76,30 @@ def chips(
     console.print(_side_by_side(found))
     for one in found:
         _notes(console, one)
+
+
+def _compare(chip_names: list[str], library: str, out: Path | None, as_json: bool) -> None:
+    from trivet.loop.compare import compare
+    from trivet.report import comparison
+
+    if len(chip_names) < 2:
+        raise TrivetError("a comparison needs two chips", field="NAME", allowed="two or more names")
+    first = chip(chip_names[0])
+    found = {other.name: compare(first, other, library=library) for other in map(chip, chip_names[1:])}
+    content = json.dumps(comparison.to_dict(first.name, found), indent=1, allow_nan=False) + "\n"
+    if out is not None:
+        from trivet.interop.results import result_folder
+
+        with result_folder(out) as folder:
+            (folder / "summary.json").write_text(content, encoding="utf-8")
+            (folder / "report.html").write_text(comparison.html(first.name, found), encoding="utf-8")
+    if as_json:
+        typer.echo(content, nl=False)
+        return
+    from trivet.report.tables import print_table
+
+    for other, leads in found.items():
+        print_table(comparison.table(first.name, other, leads), title=f"{first.name} against {other}")
 
 
 def to_dict(one: Chip) -> dict[str, object]:
