@@ -34,6 +34,10 @@ class EngineSettings:
     chunked_prefill: bool = True
     speculative_tokens: int = 0  # draft tokens a step (MTP, EAGLE)
     acceptance: float = 0.0  # probability that a draft token is accepted, each
+    max_loras: int = 0  # different adapters in one batch, each with a slot in device memory; 0 = no adapters
+    max_cpu_loras: int = 0  # adapters in host memory; 0 = all
+    lora_rank: int = 16
+    lora_targets: str = "all"  # "all" or "attention"
 
 
 @dataclass(frozen=True, slots=True)

@@ -50,6 +50,9 @@ class Request:
     status: int = -1
     replica: int = -1
     prefill_replica: int = -1
+    adapter: int = -1
+    source: Any = None  # the request at the prefill replica, whose blocks wait until its KV has arrived
+    sending: bool = False
 
 
 class Blocks:
@@ -113,6 +116,8 @@ class Replica:
         self.running: list[Request] = []
         self.waiting: list[Request] = []
         self.held: list[Request] = []
+        self.parked: list[Request] = []
+        self.adapters = AdapterShelf(self.kind.adapters, self.sim.adapters) if self.sim.adapters else None
         self.end = k.INF
         self.start = 0
         self.state = "idle"
@@ -164,9 +169,7 @@ class Replica:
         return [r for r in self.running if r.decoding]
 
     def commit(self, now: int) -> bool:
-        for request in self.held:
-            self.release(request)
-        self.held = []
+        self.let_held_go()
         ended = False
         step = [] if self.stall else self.in_step
         for request in step:
@@ -207,20 +210,34 @@ class Replica:
         if self.rules.asynchronous:
             self.held.append(request)
         else:
+            self.vacate(request)
+
+    def vacate(self, request: Request) -> None:
+        if self.adapters:
+            self.adapters.give(request.adapter)
+        if request.sending:
+            self.parked.append(request)
+        else:
             self.release(request)
+
+    def let_held_go(self) -> None:
+        while self.held:
+            self.vacate(self.held.pop(0))
 
     def finish(self, request: Request, now: int) -> None:
         self.sim.record(request, now, k.DONE)
         self.leave(request)
 
     def hand_over(self, request: Request, now: int) -> None:
+        request.sending = True
         self.leave(request)
         moved = Request(**{**request.__dict__, "blocks": [], "entries": [], "private": 0, "tags": []})
+        moved.source, moved.sending = request, False
         moved.generated += 1
         moved.flag, moved.prefill_replica = "prefilled", self.number
         context = moved.inputs + moved.generated - 1
         sim = self.sim
-        sim.push(now + sim.transfer_base + sim.transfer_token * context, k.P_RETRY, moved)
+        sim.push(now + sim.transfer_base + sim.transfer_token * context, k.P_LANDED, moved)
 
     def preempt(self, now: int) -> int:
         victim = self.running[-1]
@@ -241,6 +258,8 @@ class Replica:
             victim.chunk = 0
         victim.decoding = False
         self.running.remove(victim)
+        if self.adapters:
+            self.adapters.give(victim.adapter)
         if self.sim.weight:
             self.release(victim)
         else:
@@ -392,22 +411,25 @@ class Replica:
         assert len(half) <= 1
         if half and budget > 0:
             chunk(half[0])
-        while not preempted and self.waiting and budget > 0:
-            if len(self.running) + len(self.held) >= settings.max_num_seqs:
+        for request in list(self.waiting):
+            if preempted or budget <= 0 or len(self.running) + len(self.held) >= settings.max_num_seqs:
                 break
-            request = self.waiting[0]
             if request.ready > cutoff:
                 break
+            if self.adapters and not self.adapters.fits(request.adapter):
+                continue
             ready = self.admit(request, now)
             if ready < 0:
                 break
-            self.waiting.pop(0)
+            self.waiting.remove(request)
             if request.scheduled < 0:
                 request.scheduled = now
             if ready > 0:
                 self.sim.push(ready, k.P_READY, request)
                 continue
             self.running.append(request)
+            if self.adapters:
+                extra += self.adapters.take(request.adapter)
             if request.flag == "prefilled":
                 request.flag = "fresh"
                 if rules.swap_block_s > 0 and request.preemptions:
@@ -433,22 +455,80 @@ class Replica:
                 self.stall, self.in_step = True, []
             self.state = "busy"
             context = sum(r.context_units for r in self.in_step)
-            self.end = now + extra + mixed_ps(tables, t, len(self.in_step), context, chunks, decode_tokens)
+            more = self.adapters_ps(decode_tokens)
+            self.end = now + extra + mixed_ps(tables, t, len(self.in_step), context, chunks, decode_tokens, more)
         elif self.in_step:
             self.state = "busy"
             context = sum(r.context_units for r in self.in_step)
-            self.end = (
-                now
-                + extra
-                + row_ps(tables.decode_bound, tables.decode_base, tables.decode_slope, t, len(self.in_step), context)
-            )
+            step = row_ps(tables.decode_bound, tables.decode_base, tables.decode_slope, t, len(self.in_step), context)
+            step += self.adapters_ps(decode_tokens)
+            host = int(tables.host_decode[t]) + int(tables.host_sequence[t]) * len(self.in_step)
+            if self.sim.device_rows:
+                step = max(step, host) if tables.overlap[t] else step + host
+            self.end = now + extra + step
         else:
             self.state, self.end = "idle", k.INF
             if self.waiting and (preempted or self.held):
                 self.state, self.end = "wake", now
-            for request in self.held:
-                self.release(request)
-            self.held = []
+            self.let_held_go()
+
+
+    def adapters_ps(self, decode_tokens: int) -> int:
+        if not self.adapters:
+            return 0
+        tokens = sum(r.chunk for r in self.running if r.adapter >= 0)
+        tokens += decode_tokens * sum(r.adapter >= 0 for r in self.in_step)
+        return self.adapters.step_ps(tokens)
+
+
+class AdapterShelf:
+    """Adapters of one replica: users of each, all that host memory holds in order of last use, those on the device."""
+
+    def __init__(self, given: Any, count: int) -> None:
+        self.given, self.users = given, [0] * count
+        self.room = given.host_slots or max(count, given.slots)
+        self.known = list(range(min(count, self.room)))[::-1]  # the first is the most recently used
+        self.device: set[int] = set()
+        self.loads = 0
+
+    def fits(self, adapter: int) -> bool:
+        return adapter < 0 or self.users[adapter] > 0 or sum(u > 0 for u in self.users) < self.given.slots
+
+    def take(self, adapter: int) -> int:
+        if adapter < 0:
+            return 0
+        self.users[adapter] += 1
+        assert sum(u > 0 for u in self.users) <= self.given.slots
+        if adapter in self.device:
+            return 0
+        self.loads += 1
+        took = round(self.given.load_s * k.PS)
+        if adapter not in self.known:
+            took += round(self.given.disk_s * k.PS)
+            if len(self.known) >= self.room:
+                oldest = next(a for a in self.known if not self.users[a])
+                self.known.remove(oldest)
+                self.device.discard(oldest)
+            self.known.append(adapter)
+        if len(self.device) >= self.given.slots:
+            self.device.remove(next(a for a in self.known if a in self.device and not self.users[a]))
+        self.device.add(adapter)
+        assert len(self.device) <= self.given.slots and len(self.known) <= self.room and self.device <= set(self.known)
+        return took
+
+    def give(self, adapter: int) -> None:
+        if adapter < 0:
+            return
+        self.users[adapter] -= 1
+        if self.users[adapter] == 0:
+            self.known.remove(adapter)
+            self.known.append(adapter)
+
+    def step_ps(self, tokens: int) -> int:
+        if not tokens:
+            return 0
+        step, each, token = (round(x * k.PS) for x in (self.given.step_s, self.given.adapter_s, self.given.token_s))
+        return step + each * sum(u > 0 for u in self.users) + token * tokens
 
 
 def row_ps(bound: Any, base: Any, slope: Any, table: int, batch: int, context: int) -> int:
@@ -458,9 +538,11 @@ def row_ps(bound: Any, base: Any, slope: Any, table: int, batch: int, context: i
     raise AssertionError("no segment")
 
 
-def mixed_ps(tables: Any, t: int, batch: int, context: int, chunks: list[tuple[int, int]], decode_tokens: int) -> int:
+def mixed_ps(
+    tables: Any, t: int, batch: int, context: int, chunks: list[tuple[int, int]], decode_tokens: int, more: int = 0
+) -> int:
     tokens = sum(q for q, _ in chunks) + batch * decode_tokens
-    device = int(tables.mixed[t, tokens])
+    device = int(tables.mixed[t, tokens]) + more
     if batch:
         device += row_ps(tables.attention_bound, tables.attention_base, tables.attention_slope, t, batch, context)
     nq, np_ = tables.knots[t]
@@ -492,6 +574,8 @@ class Reference:
 
     def __init__(self, traffic: Any, fleet: Fleet) -> None:
         self.traffic, self.fleet = traffic, fleet
+        self.adapters = int(traffic.adapter.max(initial=-1)) + 1 if traffic.adapter is not None else 0
+        self.device_rows = self.adapters > 0
         settings = [kind.settings for kind in fleet.kinds]
         units = [1 if tokens_per_step(s) == 1.0 else SPECULATIVE_UNITS for s in settings]
         self.tables = compile_tables(
@@ -499,6 +583,7 @@ class Reference:
             [s.max_num_seqs for s in settings],
             [s.max_num_batched_tokens for s in settings],
             units,
+            with_host=not self.device_rows,
         )
         cached = traffic.hash_offsets is not None and all(s.prefix_caching for s in settings)
         self.hash_block = traffic.block_tokens if cached else 0
@@ -690,6 +775,8 @@ class Reference:
         request = Request(number, now, int(t.input_tokens[number]), int(t.output_tokens[number]))
         if self.priorities.size:
             request.priority = int(self.priorities[number])
+        if self.adapters:
+            request.adapter = int(t.adapter[number])
         if self.weight:
             request.hashes = [int(h) for h in t.hash_ids[t.hash_offsets[number] : t.hash_offsets[number + 1]]]
         self.in_flight += 1
@@ -722,7 +809,7 @@ class Reference:
         for request in lost:
             self.bounce(request, now)
         for _, kind, _, _, subject in self.pending:
-            if kind == k.P_READY and subject.replica == replica.number:
+            if kind in (k.P_READY, k.P_LANDED) and subject.replica == replica.number:
                 subject.flag = "bounced"
 
     def handle(self, now: int) -> None:
@@ -739,9 +826,22 @@ class Reference:
             self.route(subject, now)
         elif subject.flag == "bounced":
             self.bounce(subject, now)
+        elif kind == k.P_LANDED:
+            self.land(subject, now)
         else:
             subject.flag = "loaded"
             self.enter(self.replicas[subject.replica], subject, now, True)
+
+    def land(self, request: Request, now: int) -> None:
+        source, request.source = request.source, None
+        source.sending = False
+        replica = self.replicas[source.replica]
+        if source in replica.parked:
+            replica.parked.remove(source)
+            replica.release(source)
+            if replica.state == "idle" and replica.waiting:
+                replica.state, replica.end = "wake", now
+        self.route(request, now)
 
     def arrive(self, number: int, now: int) -> None:
         before = -1 if self.traffic.previous is None else int(self.traffic.previous[number])
@@ -783,6 +883,7 @@ class Reference:
             present = (
                 replica.running
                 + replica.held
+                + replica.parked
                 + self.loading(replica)
                 + [r for r in replica.waiting if r.flag == "loaded"]
             )
@@ -791,7 +892,7 @@ class Reference:
             assert replica.free >= 0
             assert replica.free + private + self.weight * entries == replica.total
         else:
-            held = [b for r in replica.running + replica.held for b in r.blocks]
+            held = [b for r in replica.running + replica.held + replica.parked for b in r.blocks]
             assert len(set(held) | set(replica.memory.queue)) == len(held) + replica.memory.free == replica.total
 
     def run(self) -> list[Request]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -120,3 +121,27 @@ def test_same_seed_same_bytes() -> None:
     a, b, c = (simulate(load, fleet(replicas(4), router="power_of_two", seed=s)) for s in (1, 1, 2))
     assert a.last_token_s.tobytes() == b.last_token_s.tobytes()
     assert a.replica.tobytes() != c.replica.tobytes()
+
+
+def test_prefill_blocks_are_held_until_the_kv_has_arrived() -> None:
+    """Room for one prompt, KV half a second on its way: the second prompt starts when the first one's KV has arrived."""
+    prompt, travel = 320, 0.5
+    room = prompt // 16 + 1
+    kinds = (replace(replicas(kv_blocks=room), role="prefill"), replace(replicas(), role="decode"))
+    starts = []
+    for base_s in (0.0, travel):
+        done = simulate(traffic([0.0, 0.0], prompt, 10), fleet(*kinds, transfer=Transfer(base_s, 0.0)))
+        assert (done.status == 0).all()
+        starts.append(done.scheduled_s[1] - done.first_token_s[0])
+    assert starts[0] == pytest.approx(0.0, abs=1e-9) and starts[1] == pytest.approx(travel, abs=1e-9)
+
+
+def test_kv_under_way_is_lost_with_its_prefill_replica() -> None:
+    """The prefill replica dies half a second into a transfer of a second: the prompt is computed again."""
+    kinds = (replace(replicas(2), role="prefill"), replace(replicas(), role="decode"))
+    done = simulate(
+        traffic([0.0], 320, 10),
+        fleet(*kinds, transfer=Transfer(1.0, 0.0), outages=(Outage(0.5, 0.2, (0,)),), retries=Retries(3, 0.0)),
+    )
+    assert done.status[0] == 0 and done.tries[0] == 1 and done.prefill_replica[0] == 1
+    assert done.first_token_s[0] > 1.0

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from reference import Reference
 
 from trivet.cloud.deployment import EngineSettings, StepTable
+from trivet.cloud.serving.adapters import Adapters
 from trivet.cloud.serving.batching import Batching
 from trivet.cloud.serving.faults import Outage, Retries
 from trivet.cloud.serving.fleet import Admission, Fleet, ReplicaKind, Transfer, simulate
@@ -36,7 +37,7 @@ def step_table(rng: np.random.Generator, overlap: bool, kv_blocks: int, block_si
 
 
 @st.composite
-def scenarios(draw: st.DrawFn) -> tuple[Traffic, Fleet]:
+def scenarios(draw: st.DrawFn, lora: bool = False) -> tuple[Traffic, Fleet]:
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     count = draw(st.integers(1, 40))
     block = draw(st.sampled_from([1, 4, 16]))
@@ -67,6 +68,14 @@ def scenarios(draw: st.DrawFn) -> tuple[Traffic, Fleet]:
         extra["think_s"] = np.round(rng.uniform(0, 0.05, count), 3)
     if draw(st.booleans()):
         extra["priority"] = rng.integers(0, 3, count)
+    adapters = None
+    if lora:
+        extra["adapter"] = rng.integers(-1, draw(st.sampled_from([1, 3, 8])), count)
+        slots = draw(st.sampled_from([1, 2, 4]))
+        adapters = Adapters(
+            slots, draw(st.sampled_from([0, slots, slots + 1])), draw(st.sampled_from([0.0, 5e-3])), 2e-2,
+            draw(st.sampled_from([0.0, 1e-3])), 3e-4, draw(st.sampled_from([0.0, 2e-5])),
+        )  # fmt: skip
     traffic = Traffic(arrival, inputs, outputs, **hashes, **extra)
     spec = draw(st.sampled_from([0, 0, 2]))
     rules = Batching(
@@ -92,7 +101,7 @@ def scenarios(draw: st.DrawFn) -> tuple[Traffic, Fleet]:
                 block_size=block, prefix_caching=cached or draw(st.booleans()),
                 speculative_tokens=spec, acceptance=0.7 if spec else 0.0,
             ),
-            count=number, role=role, rules=rules, tiers=tiers,
+            count=number, role=role, rules=rules, tiers=tiers, adapters=adapters,
         )  # fmt: skip
 
     if draw(st.integers(0, 3)) == 0:
@@ -115,7 +124,7 @@ def scenarios(draw: st.DrawFn) -> tuple[Traffic, Fleet]:
                 ["round_robin", "least_outstanding", "power_of_two", "kv_load", "prefix_aware", "slo_aware"]
             )
         ),
-        transfer=Transfer(1e-3, 1e-6),
+        transfer=draw(st.sampled_from([Transfer(1e-3, 1e-6), Transfer(), Transfer(0.2, 1e-3)])),
         admission=Admission(draw(st.sampled_from([0, 0, 3])), draw(st.sampled_from([0.0, 0.0, 0.2]))),
         retries=Retries(draw(st.integers(0, 3)), draw(st.sampled_from([0.0, 0.01]))),
         outages=outages,
@@ -143,4 +152,10 @@ def compare(traffic: Traffic, fleet: Fleet) -> None:
 @settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
 @given(scenarios())
 def test_event_skipping_equals_step_by_step(case: tuple[Traffic, Fleet]) -> None:
+    compare(*case)
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
+@given(scenarios(lora=True))
+def test_adapters_equal_step_by_step(case: tuple[Traffic, Fleet]) -> None:
     compare(*case)

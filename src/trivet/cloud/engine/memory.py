@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from trivet.chip.point import fact_value
 from trivet.cloud.deployment import Deployment
+from trivet.cloud.engine.lora import adapter_bytes
 from trivet.cloud.engine.profiles import EngineProfile
 from trivet.errors import DoesNotFit, Unsupported
 from trivet.model import memory
@@ -50,14 +51,18 @@ def room(deployment: Deployment, profile: EngineProfile, context: float = 0.0) -
     per_sequence = memory.state_bytes_per_sequence(architecture, layout)
     share = per_token + per_sequence / typical
     usable = found.value * settings.memory_utilization
-    left = usable - weights - activations - profile.memory_reserve_bytes
+    adapters = 0.0
+    if settings.max_loras:
+        adapters = settings.max_loras * adapter_bytes(deployment, settings.lora_rank, settings.lora_targets)
+    left = usable - weights - activations - profile.memory_reserve_bytes - adapters
     blocks = int(left // (share * settings.block_size)) if left > 0 and share > 0 else 0
     if settings.num_kv_blocks:
         blocks = settings.num_kv_blocks
     if blocks < 1 or (left <= 0 and not settings.num_kv_blocks):
         raise DoesNotFit(
             f"{architecture.name} on {deployment.chip.name} with {layout.chips} chips: weights {text(weights, 'B')}, activations "
-            f"{text(activations, 'B')} and workspace {text(profile.memory_reserve_bytes, 'B')} leave nothing of "
+            f"{text(activations, 'B')}, adapters {text(adapters, 'B')} and workspace "
+            f"{text(profile.memory_reserve_bytes, 'B')} leave nothing of "
             f"{text(usable, 'B')} for KV", field="layout", allowed="more chips or a smaller format",
         )  # fmt: skip
     return Room(

@@ -7,7 +7,8 @@ from typing import Any
 from trivet.cloud.serving._loop_blocks import decode_blocks, reclaim_ghost, take_blocks
 from trivet.cloud.serving._loop_cache import cache_match, cache_take
 from trivet.cloud.serving._loop_jit import jit
-from trivet.cloud.serving._loop_queue import SLOT_BITS, heap_push, pending_push, run_append, wait_pop
+from trivet.cloud.serving._loop_lora import count_chunk, count_decoding, next_waiting, take_adapter, take_waiting
+from trivet.cloud.serving._loop_queue import SLOT_BITS, heap_push, pending_push, run_append
 from trivet.cloud.serving._loop_state import *
 from trivet.cloud.serving._loop_time import prefill_attention_ps
 
@@ -23,6 +24,7 @@ def start_decoding(state: Any, row: Any, replica: int, slot: int, context: int, 
     state.phases[replica, s[S_PHASE]] += 1
     row[R_BATCH] += 1
     row[R_CONTEXT] += units
+    count_decoding(state.lora, replica, s, 1)
     finish = row[R_STEP] + (remaining * row[R_UNIT] + row[R_GAIN] - 1) // row[R_GAIN]
     heap_push(state.heap[replica], row[R_HEAP], (finish << SLOT_BITS) | slot)
     row[R_HEAP] += 1
@@ -95,11 +97,12 @@ def admit_blocks(state: Any, row: Any, replica: int, cache: Any, slot: int, time
 
 
 @jit
-def chunk_of(state: Any, row: Any, tables: Any, slot: int, budget: int) -> Any:
+def chunk_of(state: Any, row: Any, replica: int, tables: Any, slot: int, budget: int) -> Any:
     """The next chunk of a prompt within ``budget`` tokens: (tokens, picoseconds of its attention)."""
     s = state.slots[slot]
     tokens = min(s[S_IN] + s[S_GEN] - s[S_CTX], budget)
     s[S_CHUNK] = tokens
+    count_chunk(state.lora, replica, s, tokens)
     return tokens, prefill_attention_ps(tables, row[R_TABLE], tokens, s[S_CTX])
 
 
@@ -110,24 +113,27 @@ def admit(
 ) -> Any:  # fmt: skip
     """Take waiting requests while budget, seats and blocks last.
 
-    Returns (head must be looked at again after one step, tokens, chunks, attention time, swap time).
+    Returns (head must be looked at again after one step, tokens, chunks, attention time, swap and loading time).
     """
     swap = 0
     while row[R_WAITING] > 0 and budget > 0 and row[R_RUNNING] < row[R_MAX_SEQS]:
-        slot = row[R_WAIT_HEAD]
+        slot = next_waiting(state.lora, state, row, replica, cutoff)
+        if slot < 0:
+            return False, tokens, chunks, attention, swap
         s = state.slots[slot]
         if s[S_READY] > cutoff:
             return True, tokens, chunks, attention, swap
         ready = admit_blocks(state, row, replica, cache, slot, time)
         if ready < 0:
             return False, tokens, chunks, attention, swap
-        wait_pop(state, row, replica)
+        take_waiting(state.lora, state, row, replica, slot)
         if s[S_SCHED] < 0:
             s[S_SCHED] = time
         if ready > 0:
             pending_push(state, ready, P_READY, slot)
             continue
         run_append(state.slots, row, slot)
+        swap += take_adapter(state.lora, replica, s)
         if s[S_FLAG] == PREFILLED:
             s[S_FLAG] = FRESH
             if row[R_SWAP] > 0 and s[S_PREEMPT] > 0:
@@ -146,7 +152,7 @@ def admit(
         row[R_BACKLOG] -= s[S_CTX]
         if row[R_NEW_HEAD] < 0:
             row[R_NEW_HEAD] = slot
-        taken, more = chunk_of(state, row, tables, slot, budget)
+        taken, more = chunk_of(state, row, replica, tables, slot, budget)
         tokens += taken
         attention += more
         budget -= taken

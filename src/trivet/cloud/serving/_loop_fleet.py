@@ -11,6 +11,7 @@ from typing import Any
 from trivet.cloud.serving._loop_blocks import release
 from trivet.cloud.serving._loop_cache import cache_clear
 from trivet.cloud.serving._loop_jit import jit, seldom
+from trivet.cloud.serving._loop_lora import adapter_fits, set_adapter, start_adapters
 from trivet.cloud.serving._loop_queue import pending_pop, pending_push, run_remove, set_event, wait_pop, wait_push
 from trivet.cloud.serving._loop_replica import bucket_of, commit, free_slot, record, release_held, schedule, take_slot
 from trivet.cloud.serving._loop_route import choose, update_load
@@ -29,7 +30,8 @@ def enqueue(state: Any, row: Any, replica: int, slot: int, time: int, front: boo
         set_event(state, replica, time)
     elif row[R_STATE] == DECODE and row[R_STEPS] > 1 and not row[R_PAUSE]:
         may = row[R_RUNNING] < row[R_MAX_SEQS] and row[R_BATCH] * row[R_DECODE_TOKENS] < row[R_BUDGET]
-        if (was == 0 or front or state.run[G_PRIORITIES] > 1) and may:
+        first = was == 0 or front or state.run[G_PRIORITIES] > 1
+        if may and (first or adapter_fits(state.lora, replica, state.slots[slot])):
             steps = steps_until(row, time, row[R_STEPS]) + row[R_ASYNC]
             if steps < row[R_STEPS]:
                 row[R_STEPS] = steps
@@ -93,6 +95,7 @@ def send(state: Any, arrivals: Any, cache: Any, faults: Any, request: int, time:
     s[S_IN], s[S_OUT] = arrivals.inputs[request], arrivals.outputs[request]
     s[S_ID], s[S_ARR] = arrivals.first_id + request, time
     s[S_SCHED], s[S_FIRST], s[S_PREFILL_REP], s[S_REP] = -1, -1, -1, -1
+    set_adapter(state.lora, s, arrivals.adapter, request)
     if arrivals.priority.size > 0:
         s[S_PRIO] = arrivals.priority[request]
     if arrivals.hash_offsets.size > 0:
@@ -166,12 +169,18 @@ def fail(state: Any, replica: int, cache: Any, time: int) -> None:
             release(state, row, replica, cache, slot, 0)
         bounce(state, slot, time)
     for i in range(state.run[G_PENDING]):
-        if state.pending[i, 1] == P_READY and state.slots[state.pending[i, 2], S_REP] == replica:
+        kind, slot = state.pending[i, 1], state.pending[i, 2]
+        here = (kind == P_READY or kind == P_LANDED) and state.slots[slot, S_REP] == replica
+        if here and state.slots[slot, S_FLAG] != BOUNCED:
+            state.slots[slot, S_FLAG] = BOUNCED
+            held = state.slots[slot, S_SOURCE] if kind == P_LANDED else slot
             if cache is not None:
-                release(state, row, replica, cache, state.pending[i, 2], 0)
-            state.slots[state.pending[i, 2], S_FLAG] = BOUNCED
+                release(state, row, replica, cache, held, 0)
+            if kind == P_LANDED:
+                free_slot(state, held)
     if cache is not None:
         cache_clear(row, replica, cache)
+    start_adapters(state.lora, replica)
     for column in (
         R_BATCH, R_CONTEXT, R_HEAP, R_BACKLOG, R_OUTSTANDING, R_LOAD_TOKENS, R_HOLES, R_TAKEN, R_EVICTABLE,
         R_STEPS, R_QUEUE_HEAD, R_CHANNEL, R_PREFILL_TOKENS, R_PAUSE, R_RESERVED,
@@ -231,6 +240,28 @@ def scale(state: Any, time: int) -> None:
 
 
 @seldom
+def land(state: Any, cache: Any, faults: Any, slot: int, time: int) -> None:
+    """A prompt's KV has reached the decode pool: the prefill replica may use its blocks again."""
+    s = state.slots[slot]
+    if s[S_FLAG] == BOUNCED:
+        bounce(state, slot, time)
+        return
+    source = s[S_SOURCE]
+    held = state.slots[source]
+    if held[S_FLAG] == SENDING:
+        held[S_FLAG] = LANDED
+    else:
+        replica = held[S_REP]
+        row = state.replicas[replica]
+        release(state, row, replica, cache, source, held[S_BLOCKS])
+        free_slot(state, source)
+        if row[R_STATE] == IDLE and row[R_WAITING] > 0:
+            row[R_STATE], row[R_END] = WAKE, time
+            set_event(state, replica, time)
+    route(state, cache, faults, slot, time, -1)
+
+
+@seldom
 def handle_pending(state: Any, arrivals: Any, cache: Any, faults: Any) -> None:
     time, kind, subject = state.pending[0, 0], state.pending[0, 1], state.pending[0, 2]
     pending_pop(state)
@@ -244,6 +275,8 @@ def handle_pending(state: Any, arrivals: Any, cache: Any, faults: Any) -> None:
         send(state, arrivals, cache, faults, subject, time)
     elif kind == P_RETRY:
         route(state, cache, faults, subject, time, -1)
+    elif kind == P_LANDED:
+        land(state, cache, faults, subject, time)
     elif kind == P_READY:
         if state.slots[subject, S_FLAG] == BOUNCED:
             bounce(state, subject, time)

@@ -14,6 +14,7 @@ import numpy as np
 from trivet.cloud.serving._loop_admit import admit, chunk_of, start_decoding
 from trivet.cloud.serving._loop_blocks import decode_blocks, leave_ghost, release, steps_that_fit, take_blocks
 from trivet.cloud.serving._loop_jit import jit, seldom
+from trivet.cloud.serving._loop_lora import adapters_ps, add_to_decode, begin_step, count_decoding, give_adapter
 from trivet.cloud.serving._loop_queue import (
     SLOT_BITS,
     SLOT_MASK,
@@ -98,7 +99,18 @@ def leave_batch(state: Any, row: Any, replica: int, slot: int) -> int:
     state.phases[replica, s[S_PHASE]] -= 1
     row[R_BATCH] -= 1
     row[R_CONTEXT] -= units
+    count_decoding(state.lora, replica, s, -1)
     return units
+
+
+@jit
+def vacate(state: Any, row: Any, replica: int, cache: Any, slot: int, blocks: int) -> None:
+    """A request's seat is free; its blocks too, unless its KV is still on the way to the decode pool."""
+    if row[R_ROLE] == ROLE_PREFILL and state.slots[slot, S_FLAG] == SENDING:
+        state.slots[slot, S_FLAG], state.slots[slot, S_BLOCKS] = PARKED, blocks
+        return
+    release(state, row, replica, cache, slot, blocks)
+    free_slot(state, slot)
 
 
 @jit
@@ -117,8 +129,8 @@ def let_go(state: Any, row: Any, replica: int, cache: Any, slot: int, blocks: in
             state.slots[row[R_HELD_TAIL], S_NEXT] = slot
         row[R_HELD_TAIL] = slot
     else:
-        release(state, row, replica, cache, slot, blocks)
-        free_slot(state, slot)
+        give_adapter(state.lora, replica, state.slots[slot])
+        vacate(state, row, replica, cache, slot, blocks)
 
 
 @seldom
@@ -127,9 +139,9 @@ def release_held(state: Any, row: Any, replica: int, cache: Any) -> None:
     row[R_HELD_RUNS] = 0
     while slot >= 0:
         after = state.slots[slot, S_NEXT]
-        release(state, row, replica, cache, slot, state.slots[slot, S_BLOCKS])
         row[R_RUNNING] -= 1
-        free_slot(state, slot)
+        give_adapter(state.lora, replica, state.slots[slot])
+        vacate(state, row, replica, cache, slot, state.slots[slot, S_BLOCKS])
         slot = after
 
 
@@ -144,7 +156,7 @@ def finish(state: Any, row: Any, replica: int, cache: Any, slot: int, time: int,
 def hand_over(state: Any, row: Any, replica: int, cache: Any, slot: int, time: int, blocks: int) -> None:
     """Prefill pool: the prompt is done; its KV travels to the decode pool as a new arrival there.
 
-    The request gets a new slot, so that the old one can be held until its blocks come free.
+    The request gets a new slot; the old one is held until its seat is free and its KV has arrived.
     """
     run = state.run
     fresh = take_slot(state)
@@ -152,10 +164,11 @@ def hand_over(state: Any, row: Any, replica: int, cache: Any, slot: int, time: i
         state.slots[fresh, column] = state.slots[slot, column]
     f = state.slots[fresh]
     f[S_FLAG], f[S_GEN], f[S_PREFILL_REP], f[S_GHOST_BLOCKS] = PREFILLED, f[S_GEN] + 1, replica, 0
-    f[S_NREF], f[S_CTX] = 0, f[S_IN] + f[S_GEN] - 1
+    f[S_NREF], f[S_CTX], f[S_SOURCE] = 0, f[S_IN] + f[S_GEN] - 1, slot
+    state.slots[slot, S_FLAG] = SENDING
     run[G_TRANSFERS] += 1
     row[R_FINISHED] += 1
-    pending_push(state, time + run[G_TRANSFER_BASE] + run[G_TRANSFER_TOKEN] * f[S_CTX], P_RETRY, fresh)
+    pending_push(state, time + run[G_TRANSFER_BASE] + run[G_TRANSFER_TOKEN] * f[S_CTX], P_LANDED, fresh)
     let_go(state, row, replica, cache, slot, blocks)
 
 
@@ -295,6 +308,7 @@ def preempt(state: Any, row: Any, replica: int, cache: Any, time: int) -> int:
             s[S_CTX] = s[S_IN] + s[S_GEN] - 1
             swap = blocks * row[R_SWAP]
     run_remove(state.slots, row, slot)
+    give_adapter(state.lora, replica, s)
     if cache is not None:
         release(state, row, replica, cache, slot, blocks)
     else:
@@ -331,7 +345,8 @@ def schedule(state: Any, row: Any, replica: int, tables: Any, cache: Any, time: 
         cutoff = row[R_START] + (steps_ps(row, last - 1) if last > 1 else 0)
     row[R_STALL] = 0
     row[R_PREFILL_TOKENS] = 0
-    extra = 0  # swap traffic
+    begin_step(state.lora, replica)
+    extra = 0  # swap traffic, adapters that are loaded
     before = row[R_WAITING]
     row[R_TAKEN] = 0
     prefill_first = row[R_MODE] == MODE_PREFILL_FIRST
@@ -342,7 +357,7 @@ def schedule(state: Any, row: Any, replica: int, tables: Any, cache: Any, time: 
     preempted = row[R_WAITING] > before
     tokens, chunks, attention = 0, 0, 0
     if row[R_NEW_HEAD] >= 0 and budget > 0:
-        tokens, attention = chunk_of(state, row, tables, row[R_NEW_HEAD], budget)
+        tokens, attention = chunk_of(state, row, replica, tables, row[R_NEW_HEAD], budget)
         budget -= tokens
         chunks = 1
     blocked = preempted
@@ -365,10 +380,12 @@ def schedule(state: Any, row: Any, replica: int, tables: Any, cache: Any, time: 
             row[R_STALL], batch = 1, 0
         context = 0 if prefill_first else row[R_CONTEXT]
         total = tokens + batch * row[R_DECODE_TOKENS]
+        attention += adapters_ps(state.lora, row, replica, not prefill_first)
         row[R_END] = time + extra + mixed_step_ps(tables, row[R_TABLE], batch, context, total, chunks, attention)
     elif batch > 0:
         limit = (state.heap[replica, 0] >> SLOT_BITS) - row[R_STEP]
         limit = min(limit, plan_decode_ps(tables, row))
+        limit = add_to_decode(state.lora, tables, row, replica, limit)
         if extra > 0 or row[R_HELD_RUNS] > 0 or (blocked and row[R_WAITING] > 0):
             limit = 1
         steps = steps_that_fit(row, state.phases[replica], limit, state.run[G_WATCHED] == 0)

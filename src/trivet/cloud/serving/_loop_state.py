@@ -19,12 +19,13 @@ PS = 10**12
 (
     S_IN, S_OUT, S_GEN, S_CTX, S_CHUNK, S_NEXT, S_PREV, S_PHASE, S_STEP0, S_FIRST, S_SCHED, S_ARR, S_ID, S_BLOCKS,
     S_READY, S_PREEMPT, S_HIT, S_REP, S_TRIES, S_PRIO, S_FLAG, S_GHOST, S_GHOST_FULL, S_GHOST_BLOCKS, S_HASH,
-    S_HASHES, S_NREF, S_PREFILL_REP, S_RESERVED, S_DECODING,
-) = range(30)  # fmt: skip
+    S_HASHES, S_NREF, S_PREFILL_REP, S_RESERVED, S_DECODING, S_SOURCE, S_ADAPTER,
+) = range(32)  # fmt: skip
 SLOT_COLUMNS = 32
 
-# S_FLAG values: how a waiting request enters a replica
-FRESH, PREFILLED, LOADED, BOUNCED = 0, 1, 2, 3
+# S_FLAG values: how a waiting request enters a replica; and of a slot left behind in the prefill pool: its KV is on its
+# way and its seat still held, or only its blocks are, or the KV has arrived before the seat came free
+FRESH, PREFILLED, LOADED, BOUNCED, SENDING, PARKED, LANDED = range(7)
 
 # --- one row a replica -----------------------------------------------------------------------------------------
 (
@@ -68,7 +69,7 @@ DONE, REJECTED, FAILED = 0, 1, 2
 SERIES_COLUMNS = 10
 
 # pending events: kinds
-P_READY, P_RELEASE, P_SEND, P_RETRY, P_UP = range(5)
+P_READY, P_RELEASE, P_SEND, P_RETRY, P_UP, P_LANDED = range(6)
 # routers, in the order of ``router.ROUTERS``
 ROUND_ROBIN, LEAST_OUTSTANDING, POWER_OF_TWO, KV_LOAD, PREFIX_AWARE, SLO_AWARE = range(6)
 
@@ -113,6 +114,7 @@ class State(NamedTuple):
     end: Array  # [requests] end of each request where sessions need it, else [0]
     child: Array  # [requests, 2] first waiting follower, next sibling
     waiting: Array  # [R, LEVELS, 2] head and tail of each queue
+    lora: Any = None  # adapters: see ``_loop_lora``; None = a run without any
 
 
 class Arrivals(NamedTuple):
@@ -128,6 +130,7 @@ class Arrivals(NamedTuple):
     hash_offsets: Array  # int64 [n + 1] or [0]
     hash_ids: Array  # int64
     first_id: int
+    adapter: Array  # int32 [n] or [0]
 
 
 def new_state(replicas: int, max_seqs: int, block_units: int, *, slots: int, out: int, sessions: int) -> State:

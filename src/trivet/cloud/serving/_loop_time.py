@@ -27,6 +27,7 @@ class Tables(NamedTuple):
     attention_base: Any
     attention_slope: Any
     mixed: Any  # [tables, tokens]
+    host_decode: Any  # [tables] 0 where it is in the rows of decode already
     host_mixed: Any  # [tables]
     host_sequence: Any  # [tables]
     overlap: Any  # [tables]

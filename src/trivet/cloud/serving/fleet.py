@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from trivet.cloud.deployment import EngineSettings, StepTable
 from trivet.cloud.serving import _loop_state as k
 from trivet.cloud.serving._loop_cache import Cache
+from trivet.cloud.serving.adapters import Adapters, new_lora
 from trivet.cloud.serving.autoscale import Autoscale
 from trivet.cloud.serving.batching import Batching, batching
 from trivet.cloud.serving.faults import Outage, Retries, outage_events
@@ -38,6 +39,7 @@ class ReplicaKind:
         tiers: KV tiers below HBM.
         chips: chips of one replica, for rates a chip.
         name: shown in results.
+        adapters: what it knows of LoRA adapters; needed where the traffic names some.
     """
 
     table: StepTable
@@ -48,6 +50,7 @@ class ReplicaKind:
     tiers: tuple[Tier, ...] = ()
     chips: int = 1
     name: str = ""
+    adapters: Adapters | None = None
 
     @property
     def kv_blocks(self) -> int:
@@ -160,18 +163,24 @@ def priority_classes(priority: NDArray[np.int32] | None) -> NDArray[np.int32]:
 class FleetRun:
     """A simulation under way: feed it traffic in blocks, in order; memory grows with what is in flight, not with time."""
 
-    def __init__(self, fleet: Fleet, *, hash_ids: Longs | None = None, hash_block: int = 0, sessions: int = 0) -> None:
+    def __init__(
+        self, fleet: Fleet, *, hash_ids: Longs | None = None, hash_block: int = 0, sessions: int = 0, adapters: int = 0
+    ) -> None:
         _check(fleet)
         self.fleet = fleet
         settings = [kind.settings for kind in fleet.kinds]
         max_seqs = [s.max_num_seqs for s in settings]
         units = [1 if tokens_per_step(s) == 1.0 else SPECULATIVE_UNITS for s in settings]
         self.tables = compile_tables(
-            [kind.table for kind in fleet.kinds], max_seqs, [s.max_num_batched_tokens for s in settings], units
-        )
+            [kind.table for kind in fleet.kinds], max_seqs, [s.max_num_batched_tokens for s in settings], units,
+            with_host=not adapters,
+        )  # fmt: skip
         block = max(s.block_size * u for s, u in zip(settings, units, strict=True))
         self.state = k.new_state(fleet.replicas, max(max_seqs), block, slots=0, out=4096, sessions=sessions)
         _rows(fleet, self.state.replicas)
+        if adapters:
+            each = [kind.adapters for kind in fleet.kinds for _ in range(kind.count)]
+            self.state = self.state._replace(lora=new_lora(adapters, each))
         self._grow_slots(1024)
         self.cache = self._new_cache(hash_ids, hash_block)
         self.faults = outage_events(fleet.outages, fleet.replicas)
@@ -261,6 +270,7 @@ class FleetRun:
             hash_offsets=traffic.hash_offsets if cached else none64,  # type: ignore[arg-type]
             hash_ids=none64,
             first_id=self.sent,
+            adapter=none32 if self.state.lora is None or traffic.adapter is None else traffic.adapter,
         )
 
     def feed(self, traffic: Traffic, *, final: bool = True, until_s: float = math.inf) -> Finished:
@@ -375,13 +385,15 @@ class ServingResult:
     itl_counts: Longs
     replicas: Longs
     run: Longs
+    adapters: Longs | None = None  # [replicas, columns C_* of the loop]: loads, time of loads; None without adapters
 
 
 def simulate(traffic: Traffic, fleet: Fleet) -> ServingResult:
     """Every request of ``traffic`` through ``fleet``."""
     sessions = traffic.arrival_s.size if traffic.previous is not None else 0
     hashes = traffic.hash_ids if traffic.hash_offsets is not None else None
-    run = FleetRun(fleet, hash_ids=hashes, hash_block=traffic.block_tokens, sessions=sessions)
+    adapters = int(traffic.adapter.max(initial=-1)) + 1 if traffic.adapter is not None else 0
+    run = FleetRun(fleet, hash_ids=hashes, hash_block=traffic.block_tokens, sessions=sessions, adapters=adapters)
     return result_of(run, run.feed(traffic))
 
 
@@ -425,4 +437,5 @@ def result_of(run: FleetRun, finished: Finished) -> ServingResult:
         itl_counts=state.itl,
         replicas=state.replicas,
         run=state.run,
+        adapters=None if state.lora is None else state.lora.counts,
     )

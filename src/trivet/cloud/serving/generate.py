@@ -321,3 +321,17 @@ def with_reasoning(traffic: Traffic, thinking: LengthSpec, *, share: float = 1.0
     thought[who.random(len(traffic)) >= share] = 0
     output = np.minimum(traffic.output_tokens + thought, MAX_TOKENS)
     return replace(traffic, output_tokens=output, reasoning_tokens=np.minimum(thought, output))
+
+
+def with_adapters(traffic: Traffic, count: int, *, zipf: float = 1.0, share: float = 1.0, seed: int = 0) -> Traffic:
+    """The same requests, a ``share`` of them for one of ``count`` adapters, the i-th as popular as ``i ** -zipf``."""
+    if count < 1:
+        raise TrivetError(f"{count}", field="adapters.count", allowed="1 or more")
+    if not 0 <= share <= 1:
+        raise TrivetError(f"{share} is no share", field="adapters.share", allowed="0 to 1")
+    _positive(zipf, "adapters.zipf", zero=True)
+    which, who = _streams(seed, 2)
+    weight = np.cumsum(np.arange(1.0, count + 1.0) ** -zipf)
+    adapter = np.searchsorted(weight, which.random(len(traffic)) * weight[-1], side="right").astype(np.int32)
+    adapter = np.minimum(adapter, count - 1)
+    return replace(traffic, adapter=np.where(who.random(len(traffic)) < share, adapter, -1).astype(np.int32))

@@ -76,14 +76,16 @@ def _rows(context: Floats, seconds: Floats, floor: Floats, unit: int) -> tuple[A
     return bound, base, slope
 
 
-def _one(table: StepTable, max_seqs: int, budget: int, unit: int) -> dict[str, Any]:
+def _one(table: StepTable, max_seqs: int, budget: int, unit: int, with_host: bool) -> dict[str, Any]:
     batches = np.arange(max_seqs + 1, dtype=float)
     graph = np.maximum.accumulate(np.maximum(interpolate(batches, table.sequences, table.graph_s), 0.0))
     attention = np.maximum(interpolate(batches, table.sequences, table.decode_attention_s), 0.0)
     host = table.host_decode_s + table.host_per_sequence_s * batches
     device = graph[:, None] + attention
     none = np.zeros(max_seqs + 1)
-    if table.overlap:
+    if not with_host:
+        decode = _rows(table.context, device, none, unit)
+    elif table.overlap:
         decode = _rows(table.context, device, host, unit)
     else:
         decode = _rows(table.context, device + host[:, None], none, unit)
@@ -93,6 +95,7 @@ def _one(table: StepTable, max_seqs: int, budget: int, unit: int) -> dict[str, A
         "decode": decode,
         "attention": _rows(table.context, attention, none, unit),
         "mixed": np.rint(np.maximum.accumulate(mixed) * PS).astype(np.int64),
+        "host_decode": 0 if with_host else round(table.host_decode_s * PS),
         "host_mixed": round(table.host_mixed_s * PS),
         "host_sequence": round(table.host_per_sequence_s * PS),
         "overlap": int(table.overlap),
@@ -102,21 +105,26 @@ def _one(table: StepTable, max_seqs: int, budget: int, unit: int) -> dict[str, A
     }
 
 
-_COMPILED: dict[tuple[int, int, int, int], tuple[StepTable, dict[str, Any]]] = {}
+_COMPILED: dict[tuple[int, int, int, int, bool], tuple[StepTable, dict[str, Any]]] = {}
 
 
-def _compiled(table: StepTable, max_seqs: int, budget: int, unit: int) -> dict[str, Any]:
+def _compiled(table: StepTable, max_seqs: int, budget: int, unit: int, with_host: bool) -> dict[str, Any]:
     """``_one``, remembered for the last tables: a sweep asks for the same ones again and again."""
-    key = (id(table), max_seqs, budget, unit)
+    key = (id(table), max_seqs, budget, unit, with_host)
     if key not in _COMPILED:
         while len(_COMPILED) >= 64:
             _COMPILED.pop(next(iter(_COMPILED)))
-        _COMPILED[key] = (table, _one(table, max_seqs, budget, unit))  # the table is kept, so its id stays its own
+        _COMPILED[key] = (table, _one(table, max_seqs, budget, unit, with_host))  # the table is kept, so its id stays its own
     return _COMPILED[key][1]
 
 
 def compile_tables(
-    tables: Sequence[StepTable], max_seqs: Sequence[int], budgets: Sequence[int], units: Sequence[int]
+    tables: Sequence[StepTable],
+    max_seqs: Sequence[int],
+    budgets: Sequence[int],
+    units: Sequence[int],
+    *,
+    with_host: bool = True,
 ) -> Tables:
     """The loop's integer rows of several step tables.
 
@@ -125,6 +133,8 @@ def compile_tables(
         max_seqs: sequences a step may hold, each.
         budgets: tokens a step may hold, each.
         units: context units a token (1; 16 when a step may bring a fraction of a token).
+        with_host: the rows of decode hold the host's time; else they are the device's alone, for runs in which the loop
+            adds to them before it looks at the host.
 
     Raises:
         TrivetError: a token budget beyond what a table of whole tokens can hold.
@@ -134,7 +144,7 @@ def compile_tables(
             raise TrivetError(
                 f"{budget} tokens a step", field="max_num_batched_tokens", allowed=f"up to {MAX_TOKENS_ROWS}"
             )
-    parts = [_compiled(*arguments) for arguments in zip(tables, max_seqs, budgets, units, strict=True)]
+    parts = [_compiled(*one, with_host) for one in zip(tables, max_seqs, budgets, units, strict=True)]
     batch = max(max_seqs) + 1
     out: dict[str, Any] = {}
     for name in ("decode", "attention"):
@@ -146,7 +156,7 @@ def compile_tables(
             out[f"{name}_{suffix}"] = grid
     length = max(part["mixed"].size for part in parts)
     out["mixed"] = np.stack([np.pad(part["mixed"], (0, length - part["mixed"].size), mode="edge") for part in parts])
-    for name in ("host_mixed", "host_sequence", "overlap"):
+    for name in ("host_decode", "host_mixed", "host_sequence", "overlap"):
         out[name] = np.array([part[name] for part in parts], np.int64)
     nq, np_ = max(part["chunk"].size for part in parts), max(part["past"].size for part in parts)
     out["chunk"], out["past"] = np.zeros((len(parts), nq)), np.zeros((len(parts), np_))
