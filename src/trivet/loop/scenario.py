@@ -12,11 +12,13 @@ from pydantic import ValidationError
 from trivet.chip.catalogue import chip as find_chip
 from trivet.cloud import engine, fabric, storage
 from trivet.cloud.deployment import Deployment, EngineSettings
+from trivet.cloud.engine.lora import lora_cost
+from trivet.cloud.serving.adapters import Adapters
 from trivet.cloud.serving.autoscale import Autoscale, cold_start_s
 from trivet.cloud.serving.batching import BATCHING, batching
 from trivet.cloud.serving.faults import Outage, Retries
 from trivet.cloud.serving.fleet import Admission, Fleet, ReplicaKind, Transfer
-from trivet.cloud.serving.generate import closed_loop, conversations, open_loop
+from trivet.cloud.serving.generate import closed_loop, conversations, open_loop, with_adapters, with_reasoning
 from trivet.cloud.serving.kvcache import Tier
 from trivet.cloud.serving.traffic import Traffic
 from trivet.errors import DoesNotFit, TrivetError
@@ -36,12 +38,26 @@ def traffic_of(scenario: Scenario, read_trace: Callable[[str, int | None], Traff
         traffic = read_trace(part.trace, part.limit)
     else:
         traffic = _generated(part.generate, scenario.seed)  # type: ignore[arg-type]
+    if part.adapters is not None:
+        a = part.adapters
+        traffic = with_adapters(traffic, a.count, zipf=a.zipf, share=a.share, seed=scenario.seed)
     if part.rate_scale != 1.0:
         traffic = traffic.scaled(part.rate_scale)
     return _resized(traffic, part)
 
 
 def _generated(g: Generate, seed: int) -> Traffic:
+    traffic = _arrivals(g, seed)
+    thinking: Any = g.thinking
+    if thinking:
+        traffic = with_reasoning(traffic, thinking, seed=seed)
+    if g.urgent_share:
+        urgent = np.random.default_rng([seed, 7]).random(len(traffic)) < g.urgent_share
+        traffic = replace(traffic, priority=np.where(urgent, 0, 1))
+    return traffic
+
+
+def _arrivals(g: Generate, seed: int) -> Traffic:
     inputs: Any = g.inputs
     outputs: Any = g.outputs
     turns: Any = g.turns
@@ -90,7 +106,8 @@ def settings_of(scenario: Scenario, group: Group) -> tuple[EngineSettings, Engin
         memory_utilization=part.memory_utilization, block_size=part.block_size, num_kv_blocks=part.num_kv_blocks,
         kv_dtype=part.kv_dtype,
         weight_dtype=part.weight_dtype, moe_dtype=part.moe_dtype, prefix_caching=part.prefix_caching,
-        speculative_tokens=part.speculative_tokens, acceptance=part.acceptance,
+        speculative_tokens=part.speculative_tokens, acceptance=part.acceptance, max_loras=part.max_loras,
+        max_cpu_loras=part.max_cpu_loras, lora_rank=part.lora_rank, lora_targets=part.lora_targets,
     ), part  # fmt: skip
 
 
@@ -111,6 +128,9 @@ def kind_of(scenario: Scenario, group: Group, deployment: Deployment) -> Replica
     """A group as replicas. Each attention-DP rank batches on its own, so it counts as a replica."""
     _, part = settings_of(scenario, group)
     table = engine.step_table(deployment)
+    if part.host_scale != 1.0:
+        names = ("host_decode_s", "host_mixed_s", "host_per_sequence_s")
+        table = replace(table, **{name: getattr(table, name) * part.host_scale for name in names})
     blocks = int((deployment.settings.num_kv_blocks or table.kv_blocks) * part.kv_scale)
     if blocks < 1:
         raise DoesNotFit("no KV block is left", field="engine.kv_scale", allowed="a larger share")
@@ -127,7 +147,20 @@ def kind_of(scenario: Scenario, group: Group, deployment: Deployment) -> Replica
     )
     tiers = tuple(_tier(one, deployment, kv_bytes) for one in group.tiers)
     chips = max(deployment.layout.chips // ranks, 1)
-    return ReplicaKind(table, settings, group.replicas * ranks, group.role, rules, tiers, chips, deployment.chip.name)
+    return ReplicaKind(
+        table, settings, group.replicas * ranks, group.role, rules, tiers, chips, deployment.chip.name,
+        _adapters(deployment),
+    )  # fmt: skip
+
+
+def _adapters(deployment: Deployment) -> Adapters | None:
+    settings = deployment.settings
+    if not settings.max_loras:
+        return None
+    cost = lora_cost(deployment, settings.lora_rank, settings.lora_targets)
+    return Adapters(
+        settings.max_loras, settings.max_cpu_loras, cost.load_s, cost.disk_s, cost.step_s, cost.adapter_s, cost.token_s
+    )
 
 
 def _swap_s(deployment: Deployment, kv_bytes: float) -> float:

@@ -32,6 +32,8 @@ class Generate(_Strict):
     turns: Length = 4
     system_tokens: int = Field(0, ge=0)
     think_s: float = Field(10.0, ge=0)
+    thinking: Length = 0  # tokens before the answer, of reasoning models
+    urgent_share: float = Field(0.0, ge=0, le=1)  # of the requests, served before the others
 
 
 class CustomersPart(_Strict):
@@ -42,6 +44,14 @@ class CustomersPart(_Strict):
     day: int = Field(0, ge=0)
     start_h: float = Field(0.0, ge=0)
     hours: float = Field(24.0, gt=0)
+
+
+class AdaptersPart(_Strict):
+    """Which LoRA adapter each request asks for: the i-th of ``count`` as popular as ``i ** -zipf``."""
+
+    count: int = Field(ge=1)
+    zipf: float = Field(1.0, ge=0)
+    share: float = Field(1.0, ge=0, le=1)  # of the requests; the others use the model itself
 
 
 class TrafficPart(_Strict):
@@ -55,6 +65,7 @@ class TrafficPart(_Strict):
     input_scale: float = Field(1.0, gt=0)
     output_scale: float = Field(1.0, gt=0)
     max_concurrency: int = Field(0, ge=0)
+    adapters: AdaptersPart | None = None
 
 
 class EnginePart(_Strict):
@@ -67,6 +78,7 @@ class EnginePart(_Strict):
     block_size: int = Field(16, ge=1)
     num_kv_blocks: int = Field(0, ge=0)
     kv_scale: float = Field(1.0, gt=0)
+    host_scale: float = Field(1.0, ge=0)  # times the engine's own host time: a slower or faster CPU
     kv_dtype: str = ""
     weight_dtype: str = ""
     moe_dtype: str = ""
@@ -75,6 +87,10 @@ class EnginePart(_Strict):
     speculative_tokens: int = Field(0, ge=0)
     acceptance: float = Field(0.0, ge=0, le=1)
     preemption: Literal["recompute", "swap"] = "recompute"
+    max_loras: int = Field(0, ge=0)
+    max_cpu_loras: int = Field(0, ge=0)
+    lora_rank: int = Field(16, ge=1)
+    lora_targets: Literal["all", "attention"] = "all"
     asynchronous: bool | None = None
     prefill_first: bool | None = None
     reserve_output: float | None = Field(None, ge=0, le=1)
@@ -146,12 +162,16 @@ class SloPart(_Strict):
 
 
 class ExpectPart(_Strict):
-    """What a change to the scenario should do: a number of ``summary.json`` over its value without the change."""
+    """What a change to the scenario should do: a number of ``summary.json`` over its value without the change.
+
+    ``base`` is set in both.
+    """
 
     feature: str
     base: list[str] = Field(default_factory=list)
     change: list[str] = Field(min_length=1)
     metric: str
+    against: str = ""  # the number of the unchanged scenario, where it is another one
     ratio: tuple[float, float]
     source: str
 

@@ -141,7 +141,7 @@ def test_kv_under_way_is_lost_with_its_prefill_replica() -> None:
     kinds = (replace(replicas(2), role="prefill"), replace(replicas(), role="decode"))
     done = simulate(
         traffic([0.0], 320, 10),
-        fleet(*kinds, transfer=Transfer(1.0, 0.0), outages=(Outage(0.5, 0.2, (0,)),), retries=Retries(3, 0.0)),
+        fleet(*kinds, transfer=Transfer(1.0, 0.0), outages=(Outage(0.5, 9.0, (0,)),), retries=Retries(3, 0.0)),
     )
     assert done.status[0] == 0 and done.tries[0] == 1 and done.prefill_replica[0] == 1
     assert done.first_token_s[0] > 1.0
