@@ -75,8 +75,11 @@ def run(
         result, summary = streamed.sample, metrics.summary_streamed(streamed)
         outputs = streamed.sketches.counters()["output_tokens"]
     else:
-        result = simulate(source.whole(), fleet)
+        traffic = source.whole()
+        result = simulate(traffic, fleet)
         summary = metrics.summary(result, scenario.slo.ttft_s, scenario.slo.tpot_s)
+        if traffic.priority is not None:
+            summary["priorities"] = metrics.by_priority(result, traffic.priority)
         outputs = int(result.output_tokens[result.status == k.DONE].sum())
     money = money_and_energy(result, deployments, scenario.price_basis, scenario.site, outputs)
     notes = _notes(scenario, deployments)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -30,6 +31,10 @@ def simulate(
     sweep: Annotated[
         list[str], typer.Option("--sweep", help="Try values: traffic.rate_scale=1,2,4; more options, all combinations.")
     ] = [],  # noqa: B006
+    expect: Annotated[
+        bool,
+        typer.Option("--expect", help="Run the scenario's expectations: what each change does, and what it should."),
+    ] = False,
     engine: Annotated[str, typer.Option(help="Where a sweep runs: processes or ray.")] = "processes",
     workers: Annotated[int, typer.Option(help="Processes of a sweep; 0 = all cores.")] = 0,
     most_rows: Annotated[
@@ -46,6 +51,9 @@ def simulate(
         raw = _with_outages(raw, fail)
     if sweep:
         _sweep(raw, sweep, out, engine, workers, as_json)
+        return
+    if expect:
+        _expect(raw, as_json)
         return
     from trivet.apps.cli.screen import progress
     from trivet.loop import simulate as loop
@@ -134,6 +142,41 @@ def _sweep(raw: dict[str, Any], axes: list[str], out: Path | None, engine: str, 
     from trivet.report.tables import print_table
 
     print_table([{**row["set"], **_short(row["summary"])} for row in rows], title="Sweep")
+
+
+def _expect(raw: dict[str, Any], as_json: bool) -> None:
+    from trivet.apps.cli.screen import progress
+    from trivet.loop.expect import check
+
+    with progress(enabled=not as_json) as report:
+        rows = check(raw, read_trace, read_clients, report)
+    if not rows:
+        raise TrivetError("the scenario has none", field="expect")
+    if as_json:
+        sys.stdout.write(json.dumps({"expect": _finite(rows)}, indent=1, allow_nan=False) + "\n")
+    else:
+        from trivet.report.tables import print_table
+
+        shown = [
+            {
+                "feature": r["feature"], "change": r["change"], "metric": r["metric"], "without": r["without"],
+                "with": r["with"], "ratio": r["ratio"], "expected": "{:g} to {:g}".format(*r["expected"]),
+                "holds": "yes" if r["holds"] else "NO",
+            }
+            for r in rows
+        ]  # fmt: skip
+        print_table(shown, title=str(raw.get("title", "")))
+    if not all(r["holds"] for r in rows):
+        raise typer.Exit(1)
+
+
+def _finite(value: Any) -> Any:
+    """The same with null for what JSON cannot say."""
+    if isinstance(value, dict):
+        return {key: _finite(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [_finite(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _short(summary: dict[str, Any]) -> dict[str, Any]:

@@ -110,6 +110,15 @@ def summary_streamed(found: Streamed) -> dict[str, Any]:
     return out
 
 
+def by_priority(result: ServingResult, priority: NDArray[np.int32]) -> dict[str, Any]:
+    """First-token latency of each priority; the lowest number is served first."""
+    ttft = latencies(result)["ttft"]
+    return {
+        str(level): {"requests": int((priority == level).sum()), "ttft_s": spread(ttft[priority == level])}
+        for level in np.unique(priority).tolist()
+    }
+
+
 def _numbers(
     result: ServingResult,
     counts: dict[str, int],
