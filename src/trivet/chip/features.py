@@ -6,11 +6,13 @@ as natural logarithms, clipped to the range where data exist, so that a residual
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from trivet.chip.kernels import feature_library, portable_kernel, precision_of
 from trivet.chip.point import ChipPoint
 from trivet.chip.terms import Terms
 from trivet.operators import Attention, Conv, Gemm, GroupedGemm, Scan, Stream
@@ -29,8 +31,13 @@ def _log2(value: Any, lo: float, hi: float) -> Floats:
     return np.log2(np.clip(np.asarray(value, dtype=np.float64), 2.0**lo, 2.0**hi))
 
 
+@cache
+def _limits(lo: float, hi: float) -> tuple[Any, Any]:
+    return np.exp(lo), np.exp(hi)
+
+
 def _ln(value: Any, lo: float, hi: float) -> Floats:
-    return np.log(np.clip(np.asarray(value, dtype=np.float64), np.exp(lo), np.exp(hi)))
+    return np.log(np.clip(np.asarray(value, dtype=np.float64), *_limits(lo, hi)))
 
 
 def _common(parts: Terms, point: ChipPoint) -> list[Any]:
@@ -106,8 +113,9 @@ def grouped_features(op: GroupedGemm, parts: Terms, point: ChipPoint) -> list[An
     ]
 
 
-def attention_features(op: Attention, parts: Terms, point: ChipPoint) -> list[Any]:
+def attention_features(op: Attention, parts: Terms, point: ChipPoint, library: str = "", kind: str = "") -> list[Any]:
     """Attention cores, prefill and decode."""
+    family = point.family
     heads = np.asarray(op.heads, dtype=np.float64)
     kv_heads = np.maximum(np.asarray(op.kv_heads, dtype=np.float64), 1.0)
     window = np.asarray(op.window, dtype=np.float64)
@@ -128,7 +136,13 @@ def attention_features(op: Attention, parts: Terms, point: ChipPoint) -> list[An
         np.log(np.maximum(cut, 1e-4)),
         _ln(seqs * kv_heads * np.ceil(q * heads / kv_heads / 64.0) / point.units, -6, 7),
         _ln(seqs * heads / point.units, -6, 7),
+        portable_kernel(feature_library(library), family, op.qk_head_dim, op.window, precision_of(op), kind),
     ]
+
+
+def latent_features(op: Attention, parts: Terms, point: ChipPoint) -> list[Any]:
+    """Latent attention: the same without the choice of kernels."""
+    return attention_features(op, parts, point)[:-1]
 
 
 def scan_features(op: Scan, parts: Terms, point: ChipPoint) -> list[Any]:
@@ -154,16 +168,17 @@ _FUNCTIONS: dict[str, Any] = {
     "moe": grouped_features,
     "prefill": attention_features,
     "decode": attention_features,
-    "mla_prefill": attention_features,
-    "mla_decode": attention_features,
+    "mla_prefill": latent_features,
+    "mla_decode": latent_features,
     "scan": scan_features,
 }
 
 
-def features(kind: str, op: Any, parts: Terms, point: ChipPoint) -> NDArray[np.float32]:
+def features(kind: str, op: Any, parts: Terms, point: ChipPoint, library: str = "") -> NDArray[np.float32]:
     """``[rows, features]`` of an operator; rows in C order of the operator's shape."""
     shape = np.shape(parts.compute_s)
-    found = _FUNCTIONS[kind](op, parts, point)
+    function = _FUNCTIONS[kind]
+    found = function(op, parts, point, library, kind) if function is attention_features else function(op, parts, point)
     matrix = np.empty((len(found), *shape), np.float32)
     for row, value in enumerate(found):
         matrix[row] = value  # broadcasts

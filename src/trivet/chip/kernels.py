@@ -44,7 +44,56 @@ def profile(library: str, version: str = "") -> Profile:
 
 def feature_library(library: str) -> str:
     """The library whose indicator a profile sets (a special profile shares its parent's)."""
-    return _ALIASES.get(library, library)
+    return _ALIASES.get(library, library.partition("/")[0])
+
+
+# The attention kernels that the engines choose by architecture (their documentation and source): family -> kernel of the
+# engine's default back end, "" for any other family. FP8 caches are read by FlashInfer's where FlashAttention 2 cannot.
+_ATTENTION = {
+    ("vllm", "ampere"): "fa2", ("vllm", "ada"): "fa2", ("vllm", "blackwell-gddr"): "fa2", ("vllm", "hopper"): "fa3",
+    ("vllm", "blackwell"): "gen", ("sglang", "ampere"): "fa3", ("sglang", "ada"): "fi", ("sglang", "blackwell-gddr"): "fi",
+    ("sglang", "hopper"): "fa3", ("sglang", "blackwell"): "gen", ("trtllm", "ampere"): "xqa", ("trtllm", "ada"): "xqa",
+    ("trtllm", "blackwell-gddr"): "xqa", ("trtllm", "hopper"): "xqa", ("trtllm", "blackwell"): "gen",
+}  # fmt: skip
+
+
+def attention_kernel(library: str, family: str, precision: str, kind: str) -> str:
+    """Which attention kernel a library runs on an architecture family, for ``precision`` like "bf16+fp8"; "" if not known.
+
+    fa2, fa3: FlashAttention; fi: FlashInfer; gen: TensorRT-LLM's for Blackwell (also in vLLM and SGLang); xqa, fmha: its
+    older ones, which differ on Hopper and, in decode, with an FP8 cache. "+80" marks FlashAttention 3 on Ampere.
+    """
+    found = _ATTENTION.get((library, family), "")
+    if found == "fa2" and precision.endswith("fp8"):
+        return "fi"
+    if found == "fa3" and family == "ampere":
+        return "fa3+80"
+    if found == "xqa":
+        name = found if kind.endswith("decode") else "fmha"
+        eight = "8" if name == "xqa" and precision.endswith("fp8") else ""
+        hopper = family == "hopper" and (eight or name == "fmha")
+        return name + eight + ("+90" if hopper else "")
+    return found
+
+
+def portable_kernel(library: str, family: str, head_dim: Any, window: Any, precision: str, kind: str) -> Any:
+    """1 where a library falls back to a portable (Triton) attention kernel because its fast one lacks the shape, else 0."""
+    if library != "sglang" and (library != "vllm" or family == "hopper" or not precision.endswith("fp8")):
+        return 0.0
+    head, span = np.asarray(head_dim, dtype=np.float64), np.asarray(window, dtype=np.float64)
+    odd = head == 192.0
+    if library == "sglang":
+        if family == "hopper":
+            odd = (head > 256.0) | ((head == 256.0) & (span > 0.0))
+            if precision == "bf16+fp8" and kind == "prefill":
+                odd = head > 0.0
+        elif family != "blackwell":
+            odd = odd | (head < 128.0)
+            if family == "blackwell-gddr":
+                odd = odd | (head > 256.0) | (span > 0.0)
+            if precision == "fp8+fp8":
+                odd = head > 0.0
+    return odd * 1.0
 
 
 def kind_of(op: Compute) -> str:

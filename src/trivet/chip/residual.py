@@ -20,12 +20,13 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from trivet.chip.kernels import LIBRARIES, feature_library, nearest_precision
+from trivet.chip.kernels import LIBRARIES, attention_kernel, feature_library, nearest_precision
 from trivet.errors import TrivetError
 
 Floats = NDArray[np.float64]
 SOFT_MAX_POWER = 4.0
 BENCHMARKED = 0.2  # added to the log spread of a microbenchmarked chip
+KNOWN = "_known"  # suffix of a kind fitted with the kernel that each library runs on a family
 FACTORS = ("compute", "bandwidth", "launch")
 COEFFICIENTS = Path(__file__).resolve().parents[1] / "data" / "calibration" / "operators.npz"
 
@@ -49,6 +50,7 @@ class Kind:
     sigma_family: Floats  # [3] of an unseen chip of a known family
     spread: Floats  # [3, 5] log spread of a shape (measured, new, benchmarked chip), see ``own_sigma``
     adjust: dict[str, float] = field(default_factory=dict)  # "row|precision" -> shift of the log spread
+    kernels: tuple[str, ...] = ()  # indicator order of a kind that knows which kernel a library runs ("library/kernel")
 
 
 def network(kind: Kind, x: NDArray[np.float32]) -> Floats:
@@ -62,11 +64,15 @@ def network(kind: Kind, x: NDArray[np.float32]) -> Floats:
     return hidden.astype(np.float64)
 
 
-def indicators(kind_precisions: tuple[str, ...], library: str, precision: str) -> NDArray[np.float32]:
-    """Ones for library and precision, ``[libraries + precisions]``."""
+def indicators(
+    kind_precisions: tuple[str, ...], library: str, precision: str, kernels: tuple[str, ...] = ()
+) -> NDArray[np.float32]:
+    """Ones for library, precision and kernel, ``[libraries + precisions + kernels]``."""
     name = feature_library(library)
     wanted = nearest_precision(precision, kind_precisions)
     ones = [name == lib for lib in LIBRARIES] + [wanted == p for p in kind_precisions]
+    kernel = library.partition("/")[2]
+    ones += [kernel == k for k in kernels]
     return np.asarray(ones, np.float32)
 
 
@@ -82,6 +88,18 @@ def known_group(kind: Kind, library: str, precision: str) -> tuple[str, str]:
             used = nearest_precision(precision, tuple(sorted(found)))
             return f"{other}|{used}", f"no {library} kernels of this kind measured: {other}'s used"
     raise TrivetError("the calibration holds no library", field="operators.npz")
+
+
+def with_kernel(
+    kinds: dict[str, Kind], kind: str, library: str, family: str, precision: str
+) -> tuple[str, str]:
+    """(kind, library) to time an attention with: the kind that knows its kernel, where that was measured, else as given."""
+    known = kinds.get(kind + KNOWN)
+    if known is not None:
+        name = f"{library}/{attention_kernel(library, family, precision, kind)}"
+        if f"{name}|{precision}" in known.group:
+            return kind + KNOWN, name
+    return kind, library
 
 
 class Named(Protocol):
@@ -156,6 +174,8 @@ def pack(kinds: dict[str, Kind]) -> dict[str, NDArray[Any]]:
             table = getattr(kind, part)
             out[f"{name}/{part}/names"] = np.array(sorted(table))
             out[f"{name}/{part}/values"] = np.array([table[key] for key in sorted(table)]).reshape(-1, 3)
+        if kind.kernels:
+            out[f"{name}/kernels"] = np.array(kind.kernels)
         out[f"{name}/adjust/names"] = np.array(sorted(kind.adjust), dtype=str)
         out[f"{name}/adjust/values"] = np.array([kind.adjust[key] for key in sorted(kind.adjust)], dtype=np.float64)
     return out
@@ -179,6 +199,7 @@ def unpack(arrays: Any) -> dict[str, Kind]:
             arrays[f"{name}/centre"], table("family"), table("chip"), table("measured"), arrays[f"{name}/sigma_new"],
             arrays[f"{name}/sigma_family"], arrays[f"{name}/spread"],
             {k: float(v) for k, v in table("adjust").items()},
+            tuple(str(k) for k in arrays[f"{name}/kernels"]) if f"{name}/kernels" in arrays else (),
         )  # fmt: skip
     return kinds
 

@@ -25,6 +25,12 @@ TILE_COST = 24.0
 SPLIT_K_MIN = 256.0  # shortest useful slice of the inner dimension, elements
 L2_OVER_HBM = 3.0  # bandwidth that products see from the last-level cache over that of the memory
 L2_BYTES_PER_CYCLE = 24.0  # what the cache gives one unit in a cycle where reads are spread evenly, as in attention
+# Decode reads keys once: a repeated call finds them in the cache as long as they fit, and none soon after (least recently used
+# goes first). L40S and RTX PRO read them at 4 times their memory's rate, Hopper and Blackwell at no less than twice.
+DECODE_REACH, DECODE_FADE = 1.1, 0.2  # working set over cache at which nothing is left; width of the fall
+DECODE_L2_BYTES_PER_CYCLE, DECODE_L2_OVER_HBM = 18.0, (2.0, 4.5)
+# A block's chain of dependent reads (page table, queries, keys, result): bound by latency, so about the same on every chip.
+BLOCK_S = 3.9e-6
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -144,8 +150,15 @@ def attention_terms(op: Attention, point: ChipPoint, isolated: bool = False) -> 
     flops = _array(op.flops)
     compute_s = flops * padded / point.peak_flops / fill
     total = _array(op.bytes)
-    warm = _warm(total, point, isolated, 2.0)
-    cache = max(1.3, L2_BYTES_PER_CYCLE * point.units * point.clock_hz / point.bandwidth)
+    if op.kind != "mla" and float(np.max(q)) <= 8.0:
+        compute_s = compute_s + waves * BLOCK_S
+        reach = np.clip((DECODE_REACH - total / max(point.l2_bytes, 1.0)) / DECODE_FADE, 0.0, 1.0)
+        warm = reach if isolated else np.zeros_like(total)
+        rate = DECODE_L2_BYTES_PER_CYCLE * point.units * point.clock_hz / point.bandwidth
+        cache = min(max(rate, DECODE_L2_OVER_HBM[0]), DECODE_L2_OVER_HBM[1])
+    else:
+        warm = _warm(total, point, isolated, 2.0)
+        cache = max(1.3, L2_BYTES_PER_CYCLE * point.units * point.clock_hz / point.bandwidth)
     zero = np.zeros_like(compute_s)
     memory_s = _memory_s(total, warm, point, cache) / np.clip(waves * 2.0, 0.05, 1.0)
     return Terms(

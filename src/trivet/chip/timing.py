@@ -95,12 +95,14 @@ def time(
     kinds = coefficients or residual.shipped()
     origin = chip.like or chip
     model = point if chip.like is None else chip_point(origin, operator.dtype)
-    belief = _belief(kinds, origin, model, kind, wanted.library, precision_of(operator))
-    parts = predict_flat(kinds[kind], operator, point, kind, wanted.library, belief.offset, isolated, model)
+    precision = precision_of(operator)
+    held, library = residual.with_kernel(kinds, kind, wanted.library, model.family, precision)
+    belief = _belief(kinds, origin, model, held, library, precision)
+    parts = predict_flat(kinds[held], operator, point, kind, library, belief.offset, isolated, model)
     if not graph:
         host = point.host_launch_s or HOST_LAUNCH_S
         parts = (np.maximum(parts[0], host), *parts[1:4], np.maximum(parts[4], host))
-    return _seconds(operator, point, kinds[kind], belief, parts, wanted.note)
+    return _seconds(operator, point, kinds[held], belief, parts, wanted.note)
 
 
 # A CPU's kernels: 80% of the peak, 86% of the bandwidth, a call of about a microsecond.
@@ -156,7 +158,7 @@ def _belief(kinds: Kinds, chip: Chip, point: ChipPoint, kind: str, library: str,
     sigma = np.hypot(sheet, kernels)
     measured = benchmarks(chip)
     if measured and how != "measured":
-        found = _update(kinds, chip, library, measured)
+        found = _update(kinds, chip, library.partition("/")[0], measured)
         benched = chip_point(chip, measured[0][0].dtype).math
         same = kind == "gemm" and (point.math == benched or {point.math, benched} == {"bf16", "fp16"})
         shift, sigma = found.apply(same, sheet, kernels)
@@ -208,8 +210,8 @@ def predict_flat(
     ``bounded`` by the data sheet, the seconds follow every change of ``offset``."""
     ideal = terms(operator, point, isolated)
     known = point if origin is None else origin
-    matrix = features(kind, operator, ideal if known is point else terms(operator, known, isolated), known)
-    ones = residual.indicators(learned.precisions, library, precision_of(operator))
+    matrix = features(kind, operator, ideal if known is point else terms(operator, known, isolated), known, library)
+    ones = residual.indicators(learned.precisions, library, precision_of(operator), learned.kernels)
     correction = residual.network(learned, np.hstack([matrix, np.broadcast_to(ones, (len(matrix), len(ones)))]))
     if point.fine_grained:
         correction = np.zeros_like(correction)  # what accelerators' kernels taught does not hold for a CPU

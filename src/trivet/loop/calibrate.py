@@ -17,7 +17,7 @@ from trivet.chip import residual
 from trivet.chip.benchmarks import update
 from trivet.chip.catalogue import chip as catalogue_chip
 from trivet.chip.features import covariates
-from trivet.chip.kernels import KINDS
+from trivet.chip.kernels import KINDS, attention_kernel
 from trivet.chip.point import chip_point
 from trivet.chip.timing import predict_flat
 from trivet.errors import TrivetError
@@ -33,6 +33,8 @@ ROWS = {"gemm": 1000, "moe": 800, "prefill": 800, "decode": 1000, "mla_prefill":
 RECIPES: dict[str, Recipe] = {kind: Recipe() for kind in KINDS} | {
     "collective": Recipe((32, 16), 80, 512, 4e-3, 1e-2, tether=0.0),
     "scan": Recipe((48, 24), 24, 1024, 4e-3, tether=0.001),
+    "prefill": Recipe(kernels=True),
+    "decode": Recipe(kernels=True),
     # Few rows and one model's shapes: a smaller network, held closer to the physics.
     "mla_prefill": Recipe((48, 24), 24, 1024, 4e-3, 0.5),
     "mla_decode": Recipe((48, 24), 24, 1024, 4e-3, 0.5),
@@ -59,6 +61,7 @@ class Fit:
     outside_s: Floats
     outside_sigma: Floats  # total log spread of a chip of an unseen family
     left: dict[str, residual.Kind]  # family -> coefficients fitted without it
+    known: residual.Kind | None = None  # the same kind fitted with the kernel that each library runs on a family
 
 
 def predict(kind: residual.Kind, data: Samples, hide: bool = False) -> tuple[Floats, Floats, NDArray[Any]]:
@@ -172,9 +175,53 @@ def _adjust(
 
 
 def fit_kind(data: Samples, recipe: Recipe, seed: int = 0, progress: Progress | None = None) -> Fit:
-    """Fit one kind, predict every row with its family left out, and calibrate the spread on that."""
+    """Fit one kind, predict every row with its family left out, and calibrate the spread on that.
+
+    With ``recipe.kernels`` there are two fits: one that knows which kernel a library runs on a family, for chips of families
+    where it is known and was measured, and one that does not, for the rest.
+    """
+    if not recipe.kernels:
+        return _fit(data, recipe, seed, progress)
+    named, kernels = with_kernels(data)
+    elsewhere = measured_elsewhere(named)
+    close = _fit(named, recipe, seed, progress, elsewhere)
+    far = _fit(data, recipe, seed, progress, ~elsewhere)
+    return replace(
+        far,
+        inside_s=close.inside_s,
+        outside_s=np.where(elsewhere, close.outside_s, far.outside_s),
+        outside_sigma=np.where(elsewhere, close.outside_sigma, far.outside_sigma),
+        known=replace(close.kind, kernels=kernels),
+    )
+
+
+def with_kernels(data: Samples) -> tuple[Samples, tuple[str, ...]]:
+    """Samples whose library is "library/kernel", with an indicator for each kernel, and the kernels in that order."""
+    names, inverse, _ = data.groups
+    first = {key: data.family[row] for key, row in zip(names, data.groups[2], strict=True)}
+    of_key = [attention_kernel(k.split("|")[1], str(first[k]), k.split("|")[2], data.kind) for k in names]
+    kernel = np.array(of_key)[inverse]
+    kernels = tuple(sorted({k for k in of_key if k}))
+    ones = (kernel[:, None] == np.array(kernels)).astype(np.float32)
+    library = np.char.add(np.char.add(data.library, "/"), kernel).astype("U16")
+    return replace(data, x=np.hstack([data.x, ones]), library=library), kernels
+
+
+def measured_elsewhere(data: Samples) -> NDArray[Any]:
+    """Rows whose kernel, named in the library, was measured at this precision on another family too."""
+    pair = np.char.add(np.char.add(data.library, "|"), data.precision)
+    families = {p: set(np.unique(data.family[pair == p])) for p in np.unique(pair)}
+    several = np.array([len(families[p]) > 1 for p in pair])
+    return several & ~np.char.endswith(data.library, "/")
+
+
+def _fit(
+    data: Samples, recipe: Recipe, seed: int = 0, progress: Progress | None = None, asked: NDArray[Any] | None = None
+) -> Fit:
+    """One fit; ``asked``: the rows to predict with their family left out, and on which the spread is calibrated (all)."""
     from trivet.loop.fit_operators import weights_of
 
+    asked = np.ones(len(data.seconds), bool) if asked is None else asked
     families = [str(f) for f in np.unique(data.family)]
 
     def told(done: float) -> None:
@@ -186,11 +233,13 @@ def fit_kind(data: Samples, recipe: Recipe, seed: int = 0, progress: Progress | 
     parts = take_apart(trained, data, recipe)
     new, near = _spread_between(trained, data, recipe)
     kind = assemble(trained, parts, data.precisions, new, near)
-    outside, shares = np.zeros(len(data.seconds)), np.zeros((len(data.seconds), 3))
+    outside, shares, _ = predict(kind, data)
     kept: dict[str, residual.Kind] = {}
     for index, family in enumerate(families):
-        out = data.family == family
-        rest = data.take(~out)
+        out = (data.family == family) & asked
+        if not out.any():
+            continue
+        rest = data.take(data.family != family)
         other = train(rest, recipe, seed)
         apart: Parts = take_apart(other, rest, recipe)
         left = assemble(other, apart, data.precisions, new, near)
@@ -200,7 +249,7 @@ def fit_kind(data: Samples, recipe: Recipe, seed: int = 0, progress: Progress | 
     inside, inside_shares, _ = predict(kind, data)
     weight = weights_of(data)
     floor = data.base[:, 2]
-    usual = data.family != "battlemage"
+    usual = (data.family != "battlemage") & asked
     error = np.abs(np.log(data.seconds / outside))
     far = _own_spread(error[usual], shares[usual], np.log(outside / floor)[usual], weight[usual], new)
     near_error = np.abs(np.log(data.seconds / inside))
@@ -313,11 +362,18 @@ def chosen_kinds(text: str) -> tuple[str, ...]:
     return wanted
 
 
+def kinds_of(fits: dict[str, Fit]) -> dict[str, residual.Kind]:
+    """Coefficients by the name under which they are shipped."""
+    known = {name + residual.KNOWN: fit.known for name, fit in fits.items() if fit.known is not None}
+    return {name: fit.kind for name, fit in fits.items()} | known
+
+
 def differences(fits: dict[str, Fit]) -> list[str]:
     """Names of arrays that are not bit for bit those of the shipped file."""
     shipped = residual.shipped()
-    ours = residual.pack({name: fit.kind for name, fit in fits.items()})
-    theirs = residual.pack({name: shipped[name] for name in fits if name in shipped})
+    found = kinds_of(fits)
+    ours = residual.pack(found)
+    theirs = residual.pack({name: shipped[name] for name in found if name in shipped})
     return sorted(
         k for k in {*ours, *theirs} if k not in ours or k not in theirs or not np.array_equal(ours[k], theirs[k])
     )
@@ -325,7 +381,7 @@ def differences(fits: dict[str, Fit]) -> list[str]:
 
 def write_coefficients(fits: dict[str, Fit], path: Path) -> None:
     """The ``npz`` that ``trivet.chip.residual`` reads; whole or not at all."""
-    arrays: dict[str, Any] = residual.pack({name: fit.kind for name, fit in fits.items()})
+    arrays: dict[str, Any] = residual.pack(kinds_of(fits))
     temporary = path.with_name(path.name + ".partial")
     with temporary.open("wb") as stream:
         np.savez_compressed(stream, **arrays)

@@ -39,6 +39,7 @@ class Recipe:
     ridge: tuple[tuple[str, float], ...] = (
         ("library", 0.1), ("precision", 1.0), ("group", 1.0), ("covariate", 0.5), ("family", 3.0), ("chip", 1.0),
     )  # fmt: skip
+    kernels: bool = False  # a second fit that knows which kernel each library runs on a family
 
 
 @dataclass(frozen=True, eq=False)

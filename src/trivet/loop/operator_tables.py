@@ -155,7 +155,7 @@ def _part(kind: str, op: str, group: dict[str, str], part: Any, precisions: tupl
     ones = np.broadcast_to(indicators(precisions, library, label), (rows, 3 + len(precisions)))
     base = np.column_stack([ideal.compute_s, ideal.memory_s, np.full(rows, floor_seconds(point))])
     return Samples(
-        kind, precisions, np.hstack([features(kind, found, ideal, point), ones]), base,
+        kind, precisions, np.hstack([features(kind, found, ideal, point, library), ones]), base,
         part["latency"].cast(float).to_numpy() * 1e-3, np.full(rows, part_chip.name, "U32"),
         np.full(rows, part_chip.family, "U24"), np.full(rows, library, "U16"), np.full(rows, label, "U16"),
         np.broadcast_to(covariates(point), (rows, 2)).copy(),
