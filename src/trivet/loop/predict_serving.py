@@ -124,7 +124,8 @@ def predict_cases(
         if report is not None and number % 64 == 0:
             report("serving", number, len(cases))
     good = [i for i, found in enumerate(physics) if found is not None]
-    intervals = _intervals([cases[i] for i in good], [s for s in physics if s is not None], processes)
+    own = [_own(cases[i], compiler) for i in good]
+    intervals = _intervals([cases[i] for i in good], [s for s in physics if s is not None], processes, own)
     out: list[Prediction] = []
     answered = dict(zip(good, intervals, strict=True))
     for i, case in enumerate(cases):
@@ -138,7 +139,7 @@ def predict_cases(
 
 
 def _intervals(
-    cases: list[Case], physics: list[Steady], processes: Mapping[str, Process]
+    cases: list[Case], physics: list[Steady], processes: Mapping[str, Process], own: list[dict[str, float]]
 ) -> list[tuple[Interval, Interval]]:
     if not cases:
         return []
@@ -148,8 +149,11 @@ def _intervals(
         process = processes[name]
         mean, deviation = process.correct(found)
         raw = np.array([float(getattr(s, f"{name}_s")) for s in physics])
+        calibrated = np.array([sigma[name] for sigma in own])
+        mean, deviation = np.where(calibrated > 0, 0.0, mean), np.where(calibrated > 0, calibrated, deviation)
         half = Z80 * deviation
-        half = np.hypot(half, [Z80 * _chip_sigma(case) for case in cases])
+        sheet = np.array([Z80 * _chip_sigma(case) for case in cases])
+        half = np.hypot(half, np.where(calibrated > 0, 0.0, sheet))
         value = raw * np.exp(mean)
         sides.append(
             [
@@ -158,6 +162,13 @@ def _intervals(
             ]
         )
     return list(zip(sides[0], sides[1], strict=True))
+
+
+def _own(case: Case, compiler: Compiler) -> dict[str, float]:
+    """Log spreads where a user's own results calibrated the engine on this chip: what others measured then corrects nothing
+    more. 0 where they did not."""
+    constants = [compiler.constants(pool.deployment) for pool in case.pools]
+    return {name: min(getattr(c, f"{name}_sigma") for c in constants) for name in ("ttft", "tpot")}
 
 
 def _chip_sigma(case: Case) -> float:

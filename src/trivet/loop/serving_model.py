@@ -28,11 +28,11 @@ class Compiler:
     parts: dict[int, Components] = field(default_factory=dict)
     rooms: dict[Any, tuple[float, str]] = field(default_factory=dict)
     tables: dict[int, StepTable] = field(default_factory=dict)
-    known: dict[tuple[str, str], EngineProfile] = field(default_factory=dict)
+    known: dict[tuple[str, str, str], EngineProfile] = field(default_factory=dict)
     held: dict[int, tuple[Deployment, int]] = field(default_factory=dict)  # by identity; kept, so that it stays its own
 
     def constants(self, deployment: Deployment) -> EngineProfile:
-        name = (deployment.settings.engine, deployment.settings.version)
+        name = (deployment.settings.engine, deployment.settings.version, deployment.chip.name)
         if name not in self.known:
             self.known[name] = self.profiles.get(name[0]) or profile(*name)
         return self.known[name]

@@ -34,15 +34,31 @@ def calibrate(
     training: Path | None = typer.Option(
         None, "--training", metavar="FILE", help="Instead: the training step to training runs; -o names a .json."
     ),
+    bench: list[Path] = typer.Option(
+        [],
+        "--bench",
+        metavar="RESULT.json",
+        help="Instead: an engine on --chip to your results of vllm bench serve, guidellm or aiperf; may be repeated.",
+    ),
+    command: str = typer.Option("", "--command", help="With --bench: the command that launched the engine."),
+    engine: str = typer.Option("vllm", "--engine", help="With --bench, without --command: vllm, sglang, trtllm."),
+    model: str = typer.Option("", "--model", help="With --bench: the model; default: as in the command or the result."),
+    layout: str = typer.Option("", "--layout", metavar="tp=4,...", help="With --bench, without --command."),
     as_json: bool = typer.Option(False, "--json", help="Print the outcome for machines."),
 ) -> None:
-    """Fit the kernel model to a folder of measurements (minutes on one core), or a chip to three microbenchmarks (at once).
+    """Fit the kernel model to a folder of measurements (minutes on one core), a chip to three microbenchmarks, or an engine on a
+    chip to your own serving results (at once).
 
-    The microbenchmarks are those of ``trivet measure chip``; the outcome says how much the spread shrank.
+    The microbenchmarks are those of ``trivet measure chip``. For a chip or an engine the outcome says how much the spread shrank.
+    A profile of an engine (-o DIR/engines/NAME.json) is used wherever ``$TRIVET_CATALOGUE`` names DIR.
     """
     from trivet.errors import TrivetError
 
-    if chip:
+    if bench:
+        from trivet.apps.cli.calibrate_bench import Launched, run
+
+        run(bench, Launched(chip, command, engine, model, layout), out, as_json)
+    elif chip:
         _chip(chip, {"bench_gemm_4096_s": gemm, "bench_gemv_s": gemv, "bench_gemm_384_s": tiny}, out, as_json)
     elif serving is not None:
         _serving(serving, out, as_json)
@@ -54,7 +70,7 @@ def calibrate(
         raise TrivetError(
             "nothing to calibrate",
             field="calibrate",
-            allowed="a FOLDER of kernel tables, --chip NAME, --serving FILE or --training FILE",
+            allowed="a FOLDER of kernel tables, --chip NAME, --bench RESULT.json, --serving FILE or --training FILE",
         )
 
 

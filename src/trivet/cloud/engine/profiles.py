@@ -1,19 +1,23 @@
 """How each engine behaves: its scheduler, its host, and how far its steps stay from the sum of its kernels.
 
 The constants are data (``data/calibration/engines.json``), fitted by ``loop/calibrate_engine.py``. A version that is not
-in the file takes its engine's profile.
+in the file takes its engine's profile. Profiles of a user's own (``engines/*.json`` in ``$TRIVET_CATALOGUE``, written by
+``trivet calibrate --bench``) come first, for the engine and the chip that they name.
 """
 
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass, fields
 from functools import lru_cache
 from importlib import resources
+from pathlib import Path
 from typing import Any
 
+from trivet.chip.reading import folders
 from trivet.cloud.engine.components import KINDS
-from trivet.errors import UnknownName
+from trivet.errors import TrivetError, UnknownName
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +42,8 @@ class EngineProfile:
     memory_reserve_bytes: float  # workspace, graphs, context
     memory_utilization: float
     log_sigma: float
+    tpot_sigma: float = 0.0  # log spread of TPOT where a user's own results calibrated the engine; 0: they did not
+    ttft_sigma: float = 0.0
 
     @property
     def prompts_alone(self) -> bool:
@@ -57,12 +63,45 @@ def stored() -> dict[str, Any]:
     return dict(engines)
 
 
-def profile(engine: str, version: str = "") -> EngineProfile:
-    """The profile of ``engine``. Raises UnknownName for an engine without one."""
+def profile(engine: str, version: str = "", chip: str = "") -> EngineProfile:
+    """The profile of ``engine``, a user's own for ``chip`` first.
+
+    Raises:
+        UnknownName: an engine without a profile.
+        TrivetError: a user's profile that cannot be read.
+    """
     engines = _raw()["engines"]
     if engine not in engines:
         raise UnknownName(f"no profile of {engine!r}", field="engine", allowed=sorted(engines))
-    return from_mapping(engine, engines[engine])
+    return _own_profiles().get((engine, chip)) or from_mapping(engine, engines[engine])
+
+
+def _own_profiles() -> dict[tuple[str, str], EngineProfile]:
+    """(engine, chip) -> profile of the catalogue folders of the user, the first folder first."""
+    found: dict[tuple[str, str], EngineProfile] = {}
+    if not os.environ.get("TRIVET_CATALOGUE"):
+        return found
+    for folder in folders("engines")[:-1]:
+        for path in sorted(folder.glob("*.json")):
+            own = read_profile(path, path.stat().st_mtime_ns)
+            found.setdefault(own[0], own[1])
+    return found
+
+
+@lru_cache(maxsize=64)
+def read_profile(path: Path, stamp: int = 0) -> tuple[tuple[str, str], EngineProfile]:
+    """((engine, chip), profile) of a file that ``trivet calibrate --bench`` wrote; ``stamp`` tells its states apart.
+
+    Raises TrivetError naming the file and the field.
+    """
+    try:
+        raw = json.loads(path.read_text("utf-8"))
+        key = (str(raw["engine"]), str(raw["chip"]))
+        return key, from_mapping(key[0], raw["constants"])
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise TrivetError(f"cannot be read: {error}", field=str(path)) from error
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise TrivetError(f"no engine profile: {error}", field=str(path), allowed="engine, chip, constants") from error
 
 
 def from_mapping(engine: str, raw: dict[str, Any]) -> EngineProfile:

@@ -22,7 +22,7 @@ def step_table(deployment: Deployment) -> StepTable:
         Unsupported: a field of the chip without which nothing can be timed is neither published nor bounded.
         UnknownName: an engine without a profile.
     """
-    constants = profile(deployment.settings.engine, deployment.settings.version)
+    constants = profile(deployment.settings.engine, deployment.settings.version, deployment.chip.name)
     space = room(deployment, constants, deployment.expected_isl)
     return assemble(compile_components(deployment), constants, space.blocks, deployment.settings.block_size)
 

@@ -40,7 +40,7 @@ def encode_table(deployment: Deployment) -> EncodeTable:
     Raises Unsupported where the model has no tower with operators.
     """
     tower = tower_of(deployment.architecture)
-    constants = profile(deployment.settings.engine, deployment.settings.version)
+    constants = profile(deployment.settings.engine, deployment.settings.version, deployment.chip.name)
     clock = _Clock(deployment)
     total = np.zeros(IMAGE_TOKENS.size)
     for operator in tower_operators(tower, IMAGE_TOKENS, tp=deployment.layout.tp):
