@@ -17,7 +17,9 @@ app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
 @app.command()
 def simulate(
-    scenario: Annotated[Path, typer.Argument(help="A scenario (.yaml); examples/ has some.")],
+    scenario: Annotated[
+        Path, typer.Argument(help="A scenario (.yaml; examples/ has some), or a shipped one: marketplace.")
+    ],
     out: Annotated[
         Path | None,
         typer.Option("-o", "--out", help="Folder for requests.parquet, summary.json, timeline.json, report.html."),
@@ -46,7 +48,15 @@ def simulate(
     from trivet.interop.yaml_files import read_yaml
     from trivet.loop.scenario_schema import changed
 
-    raw = changed(read_yaml(scenario), changes)
+    raw = changed(read_yaml(_place(scenario)), changes)
+    if "pooling" in raw:
+        for name, given in (("--fail", fail), ("--sweep", sweep), ("--expect", expect)):
+            if given:
+                raise TrivetError("not for scenarios of the pooling kind", field=name)
+        from trivet.apps.cli import pool
+
+        pool.simulate(raw, out, as_json, read_clients)
+        return
     if fail:
         raw = _with_outages(raw, fail)
     if sweep:
@@ -69,6 +79,16 @@ def simulate(
         sys.stdout.write(json.dumps(done.summary, indent=1, allow_nan=False) + "\n")
     else:
         _print(done.summary, out)
+
+
+def _place(scenario: Path) -> Path:
+    """The file itself, or the shipped scenario of that name."""
+    if scenario.suffix or scenario.exists():
+        return scenario
+    from importlib.resources import files
+
+    shipped = Path(str(files("trivet.data"))) / "scenarios" / f"{scenario}.yaml"
+    return shipped if shipped.is_file() else scenario
 
 
 def read_trace(source: str, limit: int | None) -> Any:

@@ -157,3 +157,28 @@ def spread(draws: Sequence[Draw], policy: str) -> dict[str, float]:
     """Median and 80% interval of the chips of a policy."""
     lo, middle, hi = np.quantile([d.chips[policy] for d in draws], [0.1, 0.5, 0.9])
     return {"value": float(middle), "lo": float(lo), "hi": float(hi)}
+
+
+def drivers(draws: Sequence[Draw], policy: str, most: int = 5) -> list[dict[str, float | str]]:
+    """What the chips of a policy follow: the settings by rank correlation (Spearman), largest first.
+
+    With so few draws a correlation below ``2 / sqrt(draws)`` may be chance.
+    """
+    chips = _ranks(np.array([d.chips[policy] for d in draws]))
+    columns = {name: np.array([d.settings[name] for d in draws]) for name in draws[0].settings}
+    columns["models"] = np.array([float(d.models) for d in draws])
+    columns["requests_per_s"] = np.array([d.requests_per_s for d in draws])
+    found = []
+    for name, values in columns.items():
+        ranks = _ranks(values)
+        if chips.std() > 0 and ranks.std() > 0:
+            found.append((name, float(np.corrcoef(ranks, chips)[0, 1])))
+    found.sort(key=lambda pair: -abs(pair[1]))
+    return [{"name": name, "rank_correlation": value} for name, value in found[:most]]
+
+
+def _ranks(values: Floats) -> Floats:
+    """Ranks with ties at their mean."""
+    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
+    last = np.cumsum(counts)
+    return (last - 0.5 * (counts - 1))[inverse].astype(float)

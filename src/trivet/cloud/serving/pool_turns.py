@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from trivet.cloud.serving.pooling import Pool, PooledModel
 from trivet.cloud.serving.traffic import Traffic
@@ -23,14 +24,18 @@ from trivet.errors import TrivetError
 class _Stream:
     """A request in decode: when its stream's clock starts, and how many tokens it has."""
 
+    request: int
     start_s: float
     output: int
     made: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class TurnResult:
-    """``on_time``: share of the tokens within their deadline; ``ttft_on_time`` of the first ones; shares of time."""
+    """``on_time``: share of the tokens within their deadline; ``ttft_on_time`` of the first ones; shares of time.
+
+    ``first_token_s`` and ``last_token_s``: when the chip made them, in the order of the traffic.
+    """
 
     requests: int
     tokens: int
@@ -39,6 +44,8 @@ class TurnResult:
     busy: float
     switching: float
     switches: int
+    first_token_s: NDArray[np.float64]
+    last_token_s: NDArray[np.float64]
 
 
 def simulate_turns(traffic: Traffic, models: Sequence[PooledModel], pool: Pool) -> TurnResult:
@@ -48,7 +55,7 @@ def simulate_turns(traffic: Traffic, models: Sequence[PooledModel], pool: Pool) 
     """
     if traffic.model is None or (len(traffic) and int(traffic.model.max()) >= len(models)):
         raise TrivetError("every request needs the index of its model", field="traffic.model")
-    chip = _Chip(models, pool)
+    chip = _Chip(models, pool, len(traffic))
     arrival, owner = traffic.arrival_s.tolist(), traffic.model.tolist()
     inputs, outputs = traffic.input_tokens.tolist(), traffic.output_tokens.tolist()
     at = 0
@@ -56,7 +63,7 @@ def simulate_turns(traffic: Traffic, models: Sequence[PooledModel], pool: Pool) 
         if not chip.waiting_total and not chip.active_total:
             chip.now = max(chip.now, arrival[at])
         while at < len(arrival) and arrival[at] <= chip.now:
-            chip.arrive(owner[at], arrival[at], inputs[at], outputs[at])
+            chip.arrive(at, owner[at], arrival[at], inputs[at], outputs[at])
             at += 1
         if chip.waiting_total:
             chip.prefill()
@@ -66,20 +73,21 @@ def simulate_turns(traffic: Traffic, models: Sequence[PooledModel], pool: Pool) 
 
 
 class _Chip:
-    def __init__(self, models: Sequence[PooledModel], pool: Pool):
+    def __init__(self, models: Sequence[PooledModel], pool: Pool, requests: int):
+        self.first, self.last = np.full(requests, np.nan), np.full(requests, np.nan)
         self.models, self.pool = models, pool
         self.prefill_s = [m.prefill_s / max(m.input_tokens, 1.0) for m in models]
         self.switch_s = [pool.switch_s(m) for m in models]
         self.steps: list[dict[int, float]] = [{} for _ in models]
-        self.waiting: list[deque[tuple[float, int, int]]] = [deque() for _ in models]
+        self.waiting: list[deque[tuple[float, int, int, int]]] = [deque() for _ in models]
         self.active: list[list[_Stream]] = [[] for _ in models]
         self.waiting_total = self.active_total = 0
         self.now = self.busy = self.switching = 0.0
         self.on = -1
         self.switches = self.tokens = self.good = self.good_first = 0
 
-    def arrive(self, model: int, time: float, inputs: int, outputs: int) -> None:
-        self.waiting[model].append((time, inputs, outputs))
+    def arrive(self, request: int, model: int, time: float, inputs: int, outputs: int) -> None:
+        self.waiting[model].append((time, inputs, outputs, request))
         self.waiting_total += 1
 
     def _bring(self, model: int) -> None:
@@ -102,7 +110,7 @@ class _Chip:
         else:
             model = min((q[0][0], i) for i, q in enumerate(self.waiting) if q)[1]
         self._bring(model)
-        arrived, inputs, outputs = self.waiting[model].popleft()
+        arrived, inputs, outputs, request = self.waiting[model].popleft()
         self.waiting_total -= 1
         spent = inputs * self.prefill_s[model]
         self.now += spent
@@ -111,9 +119,10 @@ class _Chip:
         first = self.now <= arrived + self.pool.ttft_slo_s
         self.good += first
         self.good_first += first
+        self.first[request] = self.last[request] = self.now
         if outputs > 1:
             # A reader follows from the moment the first token is due at the latest, or there.
-            self.active[model].append(_Stream(max(self.now, arrived + self.pool.ttft_slo_s), outputs, 1))
+            self.active[model].append(_Stream(request, max(self.now, arrived + self.pool.ttft_slo_s), outputs, 1))
             self.active_total += 1
 
     def turn(self, next_arrival: float) -> None:
@@ -151,6 +160,9 @@ class _Chip:
         self.tokens += count * len(streams)
         self.now += count * step
         self.busy += count * step
+        for s in streams:
+            if s.made >= s.output:
+                self.last[s.request] = self.now
         left = [s for s in streams if s.made < s.output]
         self.active_total -= len(streams) - len(left)
         self.active[model] = left
@@ -159,5 +171,5 @@ class _Chip:
         end = max(self.now, 1e-12)
         return TurnResult(
             requests, self.tokens, self.good / max(self.tokens, 1), self.good_first / max(requests, 1), self.busy / end,
-            self.switching / end, self.switches,
+            self.switching / end, self.switches, self.first, self.last,
         )  # fmt: skip

@@ -223,7 +223,7 @@ def _quantile(mean: float, cv: float, share: float) -> float:
     return float(n[min(int(np.searchsorted(np.cumsum(p), share)), n.size - 1)])
 
 
-def _service_s(model: PooledModel, pool: Pool) -> float:
+def service_s(model: PooledModel, pool: Pool) -> float:
     """Time in service on an instance that is as full as it may be: every other request's prompt stalls it once."""
     limit = capacity(model, pool)
     return limit * model.prefill_s + model.output_tokens * float(model.decode_s(np.array([limit]))[0])
@@ -233,7 +233,7 @@ def _peaks(models: Sequence[PooledModel], demand: Demand, pool: Pool) -> Floats:
     """For each model the ``confidence`` quantile of its requests in service, in its worst window."""
     found = np.zeros(len(models))
     for m, model in enumerate(models):
-        means = demand.rate_per_s[m] * _service_s(model, pool)
+        means = demand.rate_per_s[m] * service_s(model, pool)
         # The worst window by mean plus two deviations; only a few need the exact quantile.
         score = means + 2.3 * np.sqrt(means * np.maximum(demand.cv[m] ** 2, 1.0))
         for w in np.argsort(score)[-2:]:
@@ -249,31 +249,48 @@ def dedicated(models: Sequence[PooledModel], demand: Demand, pool: Pool) -> Need
     return Need("dedicated", float(chips.sum()), chips)
 
 
-def multiplexed(models: Sequence[PooledModel], demand: Demand, pool: Pool) -> Need:
-    """Resident together: first fit, largest first, by memory and by time; whole instances stay dedicated."""
-    bins: dict[int, list[list[float]]] = {}
-    whole = 0.0
+@dataclass(slots=True)
+class Bin:
+    """An instance that several models share: its size, what of its memory and time is taken, and whose."""
+
+    chips: int
+    memory: float
+    time: float
+    models: list[int]
+
+
+def resident_together(models: Sequence[PooledModel], demand: Demand, pool: Pool) -> tuple[list[int], list[Bin]]:
+    """First fit, largest first, by memory and by time: whole instances of each model, and who shares one for the rest."""
+    whole: list[int] = []
+    bins: list[Bin] = []
     items = []
-    for model, peak in zip(models, _peaks(models, demand, pool), strict=True):
+    for at, (model, peak) in enumerate(zip(models, _peaks(models, demand, pool), strict=True)):
         limit = capacity(model, pool)
         full = int(peak // limit) if peak >= limit else 0
         rest = peak - full * limit
-        whole += full * model.chips
+        whole.append(full)
         if full and rest <= 0:
             continue
         rest = max(rest, 1.0)
         memory = (model.weight_bytes + rest * model.context * model.kv_bytes_per_token) / pool.memory_bytes
         time = float(model.decode_s(np.array([rest]))[0]) / pool.tpot_slo_s / pool.busy
-        items.append((max(memory, time), memory, time, model.chips))
-    for _, memory, time, chips in sorted(items, reverse=True):
-        rooms = bins.setdefault(chips, [])
-        place = next((b for b in rooms if b[0] + memory <= 1 and b[1] + time <= 1), None)
+        items.append((max(memory, time), memory, time, model.chips, at))
+    for _, memory, time, chips, at in sorted(items, reverse=True):
+        place = next((b for b in bins if b.chips == chips and b.memory + memory <= 1 and b.time + time <= 1), None)
         if place is None:
-            rooms.append([memory, time])
+            bins.append(Bin(chips, memory, time, [at]))
         else:
-            place[0] += memory
-            place[1] += time
-    return Need("multiplexed", whole + sum(chips * len(rooms) for chips, rooms in bins.items()))
+            place.memory += memory
+            place.time += time
+            place.models.append(at)
+    return whole, bins
+
+
+def multiplexed(models: Sequence[PooledModel], demand: Demand, pool: Pool) -> Need:
+    """Resident together by memory and by time; whole instances stay dedicated."""
+    whole, bins = resident_together(models, demand, pool)
+    own = sum(n * m.chips for n, m in zip(whole, models, strict=True))
+    return Need("multiplexed", float(own + sum(b.chips for b in bins)))
 
 
 Share = Callable[[int, int], tuple[float, float]]  # (model, window) -> mean and variance of the instances it takes
@@ -283,34 +300,36 @@ CANDIDATES = 12  # windows that are looked at exactly: the heaviest by mean and 
 def _heaviest(models: Sequence[PooledModel], demand: Demand, pool: Pool) -> NDArray[np.int64]:
     """Windows in which the sum of all models may be largest, by a rough measure."""
     limits = np.array([capacity(m, pool) for m in models])
-    weight = np.array([m.chips * _service_s(m, pool) for m in models]) / limits
+    weight = np.array([m.chips * service_s(m, pool) for m in models]) / limits
     load = weight @ demand.rate_per_s
     square = weight * np.array([m.chips for m in models]) / limits
     noise = np.sqrt(square @ (demand.rate_per_s * np.maximum(demand.cv**2, 1.0)))
     return np.argsort(load + 2.3 * noise)[::-1][:CANDIDATES]
 
 
-def _sum_quantile(models: Sequence[PooledModel], demand: Demand, pool: Pool, share: Share) -> float:
-    """Chips for the worst window: mean plus z deviations of the sum, separately for each instance size."""
+def chips_by_size(models: Sequence[PooledModel], pool: Pool, share: Share, window: int) -> dict[int, float]:
+    """Chips for one window, for each instance size: mean plus z deviations of the sum, in whole instances."""
     from scipy.special import ndtri
 
     z = float(ndtri(pool.confidence))
     sizes = np.array([m.chips for m in models])
-    worst = 0.0
-    for w in _heaviest(models, demand, pool):
-        loads = np.array([share(i, int(w)) for i in range(len(models))])
-        total = 0.0
-        for chips in np.unique(sizes):
-            mean, variance = loads[sizes == chips].sum(axis=0)
-            total += float(chips) * math.ceil(mean + z * math.sqrt(variance) - 1e-9)
-        worst = max(worst, total)
-    return worst
+    loads = np.array([share(i, window) for i in range(len(models))])
+    found = {}
+    for chips in np.unique(sizes).tolist():
+        mean, variance = loads[sizes == chips].sum(axis=0)
+        found[chips] = float(chips) * math.ceil(mean + z * math.sqrt(variance) - 1e-9)
+    return found
+
+
+def _sum_quantile(models: Sequence[PooledModel], demand: Demand, pool: Pool, share: Share) -> float:
+    """Chips for the worst window."""
+    return max(sum(chips_by_size(models, pool, share, int(w)).values()) for w in _heaviest(models, demand, pool))
 
 
 def scale_to_zero(models: Sequence[PooledModel], demand: Demand, pool: Pool) -> Need:
     """Instances that exist while their model is in use."""
     capacities = [capacity(m, pool) for m in models]
-    services = [_service_s(m, pool) for m in models]
+    services = [service_s(m, pool) for m in models]
 
     def share(i: int, w: int) -> tuple[float, float]:
         rate, cv, limit = float(demand.rate_per_s[i, w]), float(demand.cv[i, w]), capacities[i]
@@ -327,10 +346,10 @@ def scale_to_zero(models: Sequence[PooledModel], demand: Demand, pool: Pool) -> 
     return Need("scale_to_zero", chips, meets_ttft=pool.cold_start_s <= pool.ttft_slo_s)
 
 
-def token_level(models: Sequence[PooledModel], demand: Demand, pool: Pool) -> Need:
-    """Turns between models at token boundaries; a model with load for whole chips keeps those to itself."""
+def turns_share(models: Sequence[PooledModel], demand: Demand, pool: Pool) -> Share:
+    """Mean and variance of the instances that a model takes in turns; one with load for whole chips keeps those."""
     capacities = [capacity(m, pool) for m in models]
-    services = [_service_s(m, pool) for m in models]
+    services = [service_s(m, pool) for m in models]
     switches = [pool.switch_s(m) / pool.round_s for m in models]
 
     def share(i: int, w: int) -> tuple[float, float]:
@@ -349,7 +368,12 @@ def token_level(models: Sequence[PooledModel], demand: Demand, pool: Pool) -> Ne
         mean, variance = _moments(rate * latency_s(model, pool.tpot_slo_s), cv, time)
         return (mean + rate * model.prefill_s) / pool.busy, variance / pool.busy**2
 
-    return Need("token_level", _sum_quantile(models, demand, pool, share))
+    return share
+
+
+def token_level(models: Sequence[PooledModel], demand: Demand, pool: Pool) -> Need:
+    """Turns between models at token boundaries; a model with load for whole chips keeps those to itself."""
+    return Need("token_level", _sum_quantile(models, demand, pool, turns_share(models, demand, pool)))
 
 
 POLICIES: dict[str, Callable[[Sequence[PooledModel], Demand, Pool], Need]] = {
