@@ -9,6 +9,7 @@ policies are asked what they need for the same demand. 213, and the share of chi
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -162,7 +163,7 @@ def spread(draws: Sequence[Draw], policy: str) -> dict[str, float]:
 def drivers(draws: Sequence[Draw], policy: str, most: int = 5) -> list[dict[str, float | str]]:
     """What the chips of a policy follow: the settings by rank correlation (Spearman), largest first.
 
-    With so few draws a correlation below ``2 / sqrt(draws)`` may be chance.
+    Those below ``2 / sqrt(draws)``, which may be chance, are left out.
     """
     chips = _ranks(np.array([d.chips[policy] for d in draws]))
     columns = {name: np.array([d.settings[name] for d in draws]) for name in draws[0].settings}
@@ -172,7 +173,9 @@ def drivers(draws: Sequence[Draw], policy: str, most: int = 5) -> list[dict[str,
     for name, values in columns.items():
         ranks = _ranks(values)
         if chips.std() > 0 and ranks.std() > 0:
-            found.append((name, float(np.corrcoef(ranks, chips)[0, 1])))
+            value = float(np.corrcoef(ranks, chips)[0, 1])
+            if abs(value) > 2.0 / math.sqrt(len(draws)):
+                found.append((name, value))
     found.sort(key=lambda pair: -abs(pair[1]))
     return [{"name": name, "rank_correlation": value} for name, value in found[:most]]
 
