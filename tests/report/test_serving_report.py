@@ -80,13 +80,27 @@ def test_all_sections() -> None:
         "Requests per second",
         "KV cache in use",
         "Requests by replica",
-        "slo.ttft s",
+        "slo: ttft s",
         "Model &lt;x&gt; is assumed",
         "SLO",
     ):
         assert words in text
     assert text.count("<figure") >= 8
     assert "nan" not in re.sub(r"<title>.*?</title>", "", text)
+
+
+def test_a_sample_is_told_by_the_summary() -> None:
+    spread = {"mean": 0.5, "p50": 0.4, "p90": 0.9, "p95": 1.0, "p99": 1.25, "max": 3.0}
+    summary = {
+        "requests": {"total": 500_000, "done": 499_000},
+        "throughput": {"requests_per_s": 77.0, "output_tokens_per_s": 1234.0},
+        **{f"{name}_s": spread for name in ("ttft", "tpot", "e2e", "queue")},
+    }
+    text = html(requests(), summary, one_in=1000)
+    assert "500k" in text
+    assert "1.25 s" in text
+    assert "one in 1,000" in text
+    assert "Requests by replica" not in text
 
 
 def test_one_request_and_none() -> None:

@@ -153,7 +153,7 @@ def _references(x: svg.Scale, y: svg.Scale, h_lines: Mapping[str, float], v_line
     for name, value in v_lines.items():
         parts.append(svg.line(x(value), y.start, x(value), y.end, "ref"))
         right = x(value) > (x.start + x.end) / 2
-        parts.append(svg.text(x(value) + (-5 if right else 5), y.end + 11, name, "n", "end" if right else "start"))
+        parts.append(svg.text(x(value) + (-5 if right else 5), y.start - 6, name, "n", "end" if right else "start"))
     return "".join(parts)
 
 

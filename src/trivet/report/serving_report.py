@@ -84,6 +84,7 @@ def html(
     if not len(requests["arrival_s"]):
         raise TrivetError("no request to report", field="requests")
     times = latencies(requests)
+    series = _whole_buckets(series)
     sections = [
         Section("", kpis(_headline(requests, times) if one_in == 1 else _headline_of(summary))),
         Section("Latency", _latency_charts(times, ttft_slo_s, tpot_slo_s), columns=True),
@@ -92,13 +93,14 @@ def html(
     inside = _inside_charts(series) if series is not None else []
     if inside:
         sections.append(Section("Inside the replicas", inside, columns=True))
-    shape = _shape_charts(requests, times)
+    shape = _shape_charts(requests, one_in)
     if shape:
         sections.append(Section("What makes a request slow", shape, columns=True))
     sections.append(
         Section("Percentiles", html_table(_percentiles(times) if one_in == 1 else _percentiles_of(summary)))
     )
-    flat = [{"name": k.replace("_", " "), "value": v} for k, v in _flat(summary).items()]
+    shown = {k: v for k, v in summary.items() if not (isinstance(v, Mapping) and "p99" in v)}
+    flat = [{"name": k.replace("_", " ").replace(".", ": "), "value": v} for k, v in _flat(shown).items()]
     if flat:
         sections.append(Section("Summary", html_table(flat)))
     if one_in > 1:
@@ -109,6 +111,13 @@ def html(
     if notes:
         sections.append(Section("Assumptions", text="\n\n".join(notes)))
     return page(title, sections, subtitle=subtitle)
+
+
+def _whole_buckets(series: Columns | None) -> Columns | None:
+    """Without the last bucket, which the run ends within: its means would fall to nothing."""
+    if series is None or len(series["time_s"]) < 4:
+        return series
+    return {name: np.asarray(values)[:-1] for name, values in series.items()}
 
 
 def _headline(requests: Columns, times: Mapping[str, NDArray[np.float64]]) -> dict[str, str]:
@@ -171,7 +180,12 @@ def _latency_charts(times: Mapping[str, NDArray[np.float64]], ttft: float | None
     if positive.size:
         charts.append(
             cdf_chart(
-                {"": positive}, title="Time per output token", x_label="seconds a token", x_format=seconds, limit=tpot
+                {"": positive},
+                title="Time per output token",
+                x_label="seconds a token",
+                x_log=True,
+                x_format=seconds,
+                limit=tpot,
             )
         )
     return charts
@@ -189,8 +203,7 @@ def _load_charts(requests: Columns, series: Columns | None, one_in: int = 1) -> 
         time, came, went = (np.asarray(series[k], float) for k in ("time_s", "arrived_per_s", "finished_per_s"))
     else:
         edges = _buckets(end)
-        width = edges[1] - edges[0]
-        width /= one_in
+        width = (edges[1] - edges[0]) / one_in
         time, came, went = edges[:-1], np.histogram(arrival, edges)[0] / width, np.histogram(ends, edges)[0] / width
     charts = [
         line_chart(
@@ -202,21 +215,31 @@ def _load_charts(requests: Columns, series: Columns | None, one_in: int = 1) -> 
         )
     ]
     if series is not None and "decode_tokens_per_s" in series:
-        parts = [Series(n, series["time_s"], series[f"{n}_tokens_per_s"]) for n in ("prefill", "decode")]
-        charts.append(
-            line_chart(parts, title="Tokens per second", x_label="time", y_label="tokens/s", x_format=seconds)
-        )
-    edges = _buckets(end)
-    flight = (
-        np.searchsorted(np.sort(arrival), edges, "right") - np.searchsorted(np.sort(ends), edges, "right")
-    ).astype(float) * one_in
-    lines = [Series("in flight", edges, flight)]
-    first = np.asarray(requests["first_token_s"], float)
-    started = np.sort(first[np.isfinite(first)])
-    waiting = np.searchsorted(np.sort(arrival), edges, "right") - np.searchsorted(started, edges, "right")
-    lines.append(Series("before the first token", edges, waiting.astype(float) * one_in))
+        for name, title in (("prefill", "Prompt tokens computed per second"), ("decode", "Output tokens per second")):
+            part = Series("", series["time_s"], series[f"{name}_tokens_per_s"])
+            charts.append(line_chart([part], title=title, x_label="time", y_label="tokens/s", x_format=seconds))
+    if one_in > 1:
+        lines = [Series("in flight", time, np.maximum(np.cumsum(came - went) * _width(time), 0.0))]
+    else:
+        edges = _buckets(end)
+        lines = [
+            Series(name, edges, _count(arrival, edges) - _count(marks, edges))
+            for name, marks in (
+                ("in flight", ends),
+                ("before the first token", np.asarray(requests["first_token_s"], float)),
+            )
+        ]
     charts.append(line_chart(lines, title="Requests in flight", x_label="time", y_label="requests", x_format=seconds))
     return charts
+
+
+def _count(times: NDArray[np.float64], edges: NDArray[np.float64]) -> NDArray[np.float64]:
+    """How many of the finite ``times`` lie at or before each edge."""
+    return np.searchsorted(np.sort(times[np.isfinite(times)]), edges, "right").astype(float)
+
+
+def _width(time: NDArray[np.float64]) -> float:
+    return float(time[1] - time[0]) if time.size > 1 else 1.0
 
 
 def _inside_charts(series: Columns) -> list[str]:
@@ -231,7 +254,7 @@ def _inside_charts(series: Columns) -> list[str]:
     return charts
 
 
-def _shape_charts(requests: Columns, times: Mapping[str, NDArray[np.float64]]) -> list[str]:
+def _shape_charts(requests: Columns, one_in: int) -> list[str]:
     arrival, first = (np.asarray(requests[k], float) for k in NEEDED[:2])
     inputs, ttft = np.asarray(requests["input_tokens"], float), first - arrival
     good = np.isfinite(ttft) & (ttft > 0)
@@ -250,7 +273,7 @@ def _shape_charts(requests: Columns, times: Mapping[str, NDArray[np.float64]]) -
                 y_format=seconds,
             )
         )
-    replica = requests.get("replica")
+    replica = requests.get("replica") if one_in == 1 else None
     if replica is not None:
         index = np.asarray(replica, int)
         chosen = index >= 0

@@ -134,7 +134,7 @@ def write(done: Any, out: Path) -> None:
         (folder / "timeline.json").write_text(timeline.text(done.result), encoding="utf-8")
         codes = {**columns, "status": done.result.status}
         page = serving_report.html(
-            codes, done.summary, metrics.over_time(done.result), title=done.scenario.title or "Serving simulation",
+            codes, done.summary, metrics.over_time(done.result, 160), title=done.scenario.title or "Serving simulation",
             subtitle=f"{done.summary['model']} · {done.summary['traffic']}", ttft_slo_s=slo.ttft_s,
             tpot_slo_s=slo.tpot_s, notes=done.notes, one_in=streamed.every if streamed else 1,
         )  # fmt: skip
