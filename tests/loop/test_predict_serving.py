@@ -15,10 +15,19 @@ from typer.testing import CliRunner
 from trivet.chip.catalogue import chip
 from trivet.cloud.deployment import Deployment, EngineSettings
 from trivet.errors import TrivetError
-from trivet.loop.calibrate_residual import likelihood_and_gradient
+from trivet.loop.calibrate_residual import LeftOut, Task, fit_scales, folds, score_and_gradient, widths_of
 from trivet.loop.predict_serving import COLUMNS, csv_text, predict, serving_point
 from trivet.loop.serving_features import CONTINUOUS, NAMED, Features
-from trivet.loop.serving_residual import TERMS, encode, fit_process, starting_point, vocabulary_of
+from trivet.loop.serving_residual import (
+    CAMPAIGN,
+    FORMS,
+    Process,
+    condition_exactly,
+    covariance,
+    encode,
+    fit_process,
+    vocabulary_of,
+)
 from trivet.loop.serving_rows import Case, Table, Unread, read_csv, understand
 from trivet.model.config import read
 from trivet.model.parallel import Layout
@@ -117,28 +126,60 @@ def test_point_for_a_plan() -> None:
     assert few.output_tokens_per_s.lo < few.output_tokens_per_s.value < few.output_tokens_per_s.hi
 
 
+FORM = FORMS["tpot"]
+
+
 def _features(n: int, seed: int = 0) -> Features:
     rng = np.random.default_rng(seed)
     names = np.array([[f"{k}{rng.integers(2)}" for k in NAMED] for _ in range(n)])
     return Features(rng.normal(size=(n, len(CONTINUOUS))), names)
 
 
-def test_gradient_of_the_likelihood() -> None:
-    found = _features(40)
-    codes, target = encode(found, vocabulary_of(found)), np.random.default_rng(1).normal(size=40) * 0.1
-    logs = starting_point() + 0.1
-    _, gradient = likelihood_and_gradient(logs, codes, target, np.zeros(40))
+def test_gradient_of_the_score() -> None:
+    found, rng = _features(40), np.random.default_rng(1)
+    masks = [mask for by in ("chip", "quarter") for mask in folds(found, by)]
+    codes = encode(found, vocabulary_of(found), FORM)
+    odd = np.where(found.named("chip") == "chip0", 3.0, 1.0)  # one factor a campaign
+    task = Task(FORM, codes, 0.1 * rng.normal(size=40), rng.uniform(0, 0.01, 40), odd, rng.uniform(0.3, 1, 40), masks)
+    logs = FORM.start() + 0.1
+    _, gradient = score_and_gradient(logs, task)
     for i in range(len(logs)):
         step = np.zeros_like(logs)
         step[i] = 1e-5
-        up = likelihood_and_gradient(logs + step, codes, target, np.zeros(40))[0]
-        down = likelihood_and_gradient(logs - step, codes, target, np.zeros(40))[0]
-        assert gradient[i] == pytest.approx((up - down) / 2e-5, rel=1e-3, abs=1e-3)
+        up, down = score_and_gradient(logs + step, task)[0], score_and_gradient(logs - step, task)[0]
+        assert gradient[i] == pytest.approx((up - down) / 2e-5, rel=1e-3, abs=1e-4)
+
+
+def test_covariance_by_groups_is_the_sum_of_its_terms() -> None:
+    found, odd = _features(50), np.full(50, 2.0)
+    codes, logs = encode(found, vocabulary_of(found), FORM), FORM.start()
+    matrix = covariance(codes, codes, FORM, logs, odd)
+    for a, b in [(0, 0), (3, 17), (20, 41)]:
+        total = 0.0
+        for j, (names, kernel) in enumerate(FORM.terms):
+            if any(found.named(name)[a] != found.named(name)[b] for name in names):
+                continue
+            part = math.exp(2 * logs[j]) * (2.0 if names == CAMPAIGN and kernel != "short" else 1.0)
+            if kernel:
+                gap = (found.x[a] - found.x[b])[FORM.columns(kernel)] / np.exp(logs[FORM.lengths(kernel)])
+                part *= math.exp(-0.5 * float(gap @ gap))
+            total += part
+        assert matrix[a, b] == pytest.approx(total, rel=1e-9)
+    assert np.linalg.eigvalsh(matrix).min() > -1e-9
+
+
+def test_single_precision_answers_as_double() -> None:
+    found, target = _features(120), np.random.default_rng(2).normal(size=120) * 0.1
+    process = fit_process(found.rows(np.arange(100)), target[:100], FORM, FORM.start())
+    mean, deviation = process.predict(found)
+    exact_mean, exact_deviation = condition_exactly(process, found)
+    assert np.abs(mean - exact_mean).max() < 1e-4
+    assert np.abs(deviation / exact_deviation - 1).max() < 1e-2
 
 
 def test_residual_knows_what_it_saw_and_doubts_what_it_did_not() -> None:
     found, target = _features(60), np.full(60, 0.2)
-    process = fit_process(found, target, starting_point())
+    process = fit_process(found, target, FORM, FORM.start())
     mean, deviation = process.predict(found)
     assert np.abs(mean - 0.2).max() < 0.08
     stranger = Features(found.x + 40.0, np.full_like(found.names, "other"))
@@ -147,7 +188,49 @@ def test_residual_knows_what_it_saw_and_doubts_what_it_did_not() -> None:
     assert np.all(np.abs(far) < np.abs(mean))
     assert (process.tier(stranger) == 2).all()
     assert (process.tier(found) == 0).all()
-    assert len(TERMS) > 5
+
+
+def test_an_odd_campaign_says_little_about_others() -> None:
+    found = _features(80)
+    odd_one = found.named("setup") == "setup0"
+    target = np.where(odd_one, 1.5, 0.0)
+    stranger = Features(found.x[:1], found.names[:1].copy())
+    stranger.names[0, [NAMED.index(name) for name in ("model", "setup")]] = "other"
+
+    def answer(factor: float) -> float:
+        odd = np.where(odd_one, factor, 1.0)
+        process: Process = fit_process(found, target, FORM, FORM.start(), None, odd)
+        return float(process.predict(stranger)[0][0])
+
+    assert answer(50.0) < 0.7 * answer(1.0)
+
+
+def test_scales_carry_over_what_names_cannot() -> None:
+    """An error that follows a mechanism, the same in all models, is found in a model left out."""
+    found, rng = _features(160, 3), np.random.default_rng(4)
+    target = 0.15 * np.sin(found.x[:, CONTINUOUS.index("launch")]) + 0.02 * rng.normal(size=160)
+    logs, noise, odd = fit_scales(found, target, FORM, rounds=2, steps=8)
+    mask = found.named("shape") == "shape0"
+    process = fit_process(found.rows(~mask), target[~mask], FORM, logs, noise[~mask], odd[~mask])
+    mean, _ = process.predict(found.rows(mask))
+    assert np.abs(target[mask] - mean).mean() < 0.6 * np.abs(target[mask]).mean()
+
+
+def test_widths_cover_each_group_and_all() -> None:
+    rng = np.random.default_rng(5)
+    group = np.array(["vllm agg"] * 600 + ["trtllm disagg"] * 600)
+    scale = np.where(group == "vllm agg", 0.1, 0.4)
+    tier, campaign = np.ones(1200, dtype=np.int64), np.arange(1200) // 10
+    left = LeftOut(scale * rng.normal(size=1200), np.zeros(1200), np.full(1200, 0.2), tier, group, campaign)
+    widths = widths_of(left)
+    index = np.array([widths.groups.index(g) for g in group])
+    inside = np.abs(left.target) < 1.2815515655446004 * widths.factor[1, index] * left.deviation
+    assert inside.mean() == pytest.approx(0.8, abs=0.01)
+    for name in widths.groups:
+        assert inside[group == name].mean() == pytest.approx(0.8, abs=0.03)
+    assert (
+        widths.factor[1, widths.groups.index("vllm agg")] < 0.4 * widths.factor[1, widths.groups.index("trtllm disagg")]
+    )
 
 
 def test_calibration_rows_are_met(shared_data: Path) -> None:

@@ -1,182 +1,280 @@
-"""Fit the residual process of serving predictions, and check it on what was left out.
+"""Fit the residual process of serving predictions by how well it predicts what it did not see.
 
-The scales are fitted by marginal likelihood with an analytic gradient. Rows far out get noise of their own (Student-t
-weights, nu = 4), so that an unrecorded setting of one campaign does not bend the rest. Interval widths are then scaled so
-that 80% of the cases of left-out models, chip families and quarters of the known campaigns fall inside.
+The scales are chosen by the predictive score of what is left out: each model shape, chip and chip family, random quarters of
+the campaigns and of the configurations. All folds' predictions follow from one inverse of the covariance, so the score
+has an analytic gradient. It is a Student-t score, rows of large campaigns weighing less: a campaign whose settings are not
+recorded decides nothing. (Marginal likelihood fits the seen better and carries over worse: it trusts names.)
+
+Between rounds the rows far out get noise of their own, and odd campaigns a larger variance.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from trivet.loop.serving_features import NAMED, Features
+from trivet.loop.serving_features import Features
 from trivet.loop.serving_residual import (
-    BROAD,
-    CAMPAIGN,
-    LENGTHS,
-    NOISE,
-    SHORT,
-    TERMS,
+    KERNELS,
     Codes,
-    Process,
+    Form,
+    Widths,
+    campaigns_of,
+    covariance,
     encode,
-    fit_process,
-    starting_point,
+    square,
     vocabulary_of,
 )  # fmt: skip
 
 Floats = NDArray[np.float64]
+Mask = NDArray[np.bool_]
 Z80 = 1.2815515655446004
-DEGREES = 4.0  # of freedom of the rows' noise
+SCORE_DEGREES = 4.0  # of freedom of the score
+ROW_DEGREES, CAMPAIGN_DEGREES = 4.0, 2.0  # of the rows' noise and the campaigns' terms
+PRIOR_WIDTH = 1.2  # of the logs around ``Form.start``
+MOST = 12  # rows of a campaign that steer the fit
+SPLITS = ("shape", "chip", "family", "campaign", "quarter")  # whose folds are scored
 
 
-def likelihood_and_gradient(logs: Floats, codes: Codes, target: Floats, extra: Floats) -> tuple[float, Floats]:
-    """Negative log marginal likelihood with a weak prior on the logs, and its gradient."""
-    from scipy.linalg import cho_solve
-
-    scales, lengths = np.exp(2.0 * logs[: len(TERMS)]), np.exp(logs[LENGTHS:SHORT])
-    x = codes.x / lengths
-    square = np.maximum((x**2).sum(1)[:, None] + (x**2).sum(1)[None, :] - 2.0 * x @ x.T, 0.0)
-    ratio = float(np.exp(-2.0 * logs[SHORT]))
-    wide = codes.x / BROAD
-    broad = np.exp(-0.5 * np.maximum((wide**2).sum(1)[:, None] + (wide**2).sum(1)[None, :] - 2.0 * wide @ wide.T, 0.0))
-    long, short = np.exp(-0.5 * square), np.exp(-0.5 * square * ratio)
-    same = [codes.names[:, i][:, None] == codes.names[:, i][None, :] for i in range(len(NAMED))]
-    parts = []
-    for (names, length), scale in zip(TERMS, scales, strict=True):
-        smooth = {"long": long, "short": short, "broad": broad}.get(length, np.ones_like(long))
-        for name in names:
-            smooth = smooth * same[NAMED.index(name)]
-        parts.append(scale * smooth)
-    matrix = np.sum(parts, axis=0)
-    noise = np.exp(2.0 * logs[NOISE])
-    matrix[np.diag_indices_from(matrix)] += noise + extra + 1e-8
-    factor = np.linalg.cholesky(matrix)
-    inverse = cho_solve((factor, True), np.eye(len(target)), check_finite=False)
-    alpha = inverse @ target
-    core = inverse - np.outer(alpha, alpha)
-    gradient = np.zeros_like(logs)
-    long_sum = sum(p for p, (_, length) in zip(parts, TERMS, strict=True) if length == "long")
-    short_sum = sum(p for p, (_, length) in zip(parts, TERMS, strict=True) if length == "short")
-    for j, part in enumerate(parts):
-        gradient[j] = np.sum(core * part)
-    gradient[NOISE] = np.trace(core) * noise
-    weighted = core * (long_sum + ratio * short_sum)
-    for d in range(len(lengths)):
-        difference = (x[:, d][:, None] - x[:, d][None, :]) ** 2
-        gradient[LENGTHS + d] = 0.5 * np.sum(weighted * difference)
-    gradient[SHORT] = 0.5 * np.sum(core * short_sum * square) * ratio
-    deviation = (logs - starting_point()) / PRIOR_WIDTH
-    value = 0.5 * target @ alpha + np.log(np.diag(factor)).sum() + 0.5 * np.sum(deviation**2)
-    return float(value), gradient + deviation / PRIOR_WIDTH
+def owners(found: Features) -> NDArray[np.int64]:
+    """Number of each row's campaign."""
+    texts = [" ".join(names) for names in campaigns_of(found)]
+    return np.unique(texts, return_inverse=True)[1].astype(np.int64)
 
 
-PRIOR_WIDTH = 1.2
-
-
-def thinned(found: Features, most: int = 12) -> NDArray[np.int64]:
+def thinned(found: Features, most: int = MOST) -> NDArray[np.int64]:
     """At most ``most`` rows of each campaign, evenly spaced: enough to tell the scales apart."""
-    columns = [NAMED.index(name) for name in CAMPAIGN]
-    _, owner = np.unique([" ".join(row) for row in found.names[:, columns]], return_inverse=True)
+    owner = owners(found)
     members = [np.flatnonzero(owner == c) for c in range(owner.max() + 1)]
     return np.sort(np.concatenate([m[np.unique(np.linspace(0, len(m) - 1, most).astype(int))] for m in members]))
 
 
-def fit_scales(found: Features, target: Floats, rounds: int = 3, steps: int = 15) -> tuple[Floats, Floats]:
-    """(logs, noise variance per row)."""
-    from scipy.optimize import minimize
-
-    rows = thinned(found)
-    part = found.rows(rows)
-    codes = encode(part, vocabulary_of(part))
-    logs, extra = starting_point(), np.zeros(len(target))
-    for _ in range(rounds):
-        result = minimize(
-            likelihood_and_gradient,
-            logs,
-            args=(codes, target[rows], extra[rows]),
-            jac=True,
-            method="L-BFGS-B",
-            options={"maxiter": steps},
-            bounds=[(v - 3.5, v + 3.5) for v in starting_point()],
-        )
-        logs = result.x
-        extra = row_noise(found, target, logs, extra) - np.exp(2.0 * logs[NOISE])
-    return logs, np.exp(2.0 * logs[NOISE]) + extra
-
-
-def row_noise(found: Features, target: Floats, logs: Floats, extra: Floats) -> Floats:
-    """Noise variance of each row from its leave-one-out error: heavy tails as a scale mixture."""
-    from scipy.linalg import cho_solve
-
-    base = np.exp(2.0 * logs[NOISE])
-    process = fit_process(found, target, logs, base + extra)
-    inverse = cho_solve((process.factor, True), np.eye(len(target)), check_finite=False)
-    error = process.alpha / np.diag(inverse)
-    variance = np.maximum(1.0 / np.diag(inverse) - extra, base)
-    return base * np.maximum((DEGREES + error**2 / variance) / (DEGREES + 1.0), 1.0) + 0.0
-
-
-def folds(found: Features, by: str, seed: int = 0) -> Iterator[NDArray[np.bool_]]:
+def folds(found: Features, by: str, seed: int = 0) -> Iterator[Mask]:
     """Masks of what is left out: each value of a name, or four random quarters of the configurations ("quarter"; a
     configuration measured more than once is left out whole) or of the campaigns ("campaign")."""
     if by in ("quarter", "campaign"):
-        names = found.names[:, :7] if by == "quarter" else found.names[:, [NAMED.index(name) for name in CAMPAIGN]]
-        load = np.round(found.x[:, :6], 6).astype(str) if by == "quarter" else np.empty((len(found.x), 0), dtype=str)
-        texts = [" ".join(row) for row in np.concatenate([load, names], axis=1)]
+        if by == "quarter":
+            load = np.round(found.x[:, :6], 6).astype(str)
+            texts = [" ".join(row) for row in np.concatenate([load, found.names[:, :7]], axis=1)]
+        else:
+            texts = [" ".join(names) for names in campaigns_of(found)]
         _, group = np.unique(texts, return_inverse=True)
         draw = np.random.default_rng(seed).permutation(group.max() + 1) % 4
         for k in range(4):
             yield draw[group] == k
         return
-    column = found.names[:, NAMED.index(by)]
+    column = found.named(by)
     for value in sorted(set(column.tolist())):
-        yield column == value
+        mask = np.asarray(column == value, dtype=bool)
+        if not mask.all():
+            yield mask
 
 
-def left_out(
-    found: Features, target: Floats, logs: Floats, noise: Floats, masks: Sequence[NDArray[np.bool_]]
+@dataclass(frozen=True, slots=True, eq=False)
+class Task:
+    """What the score needs of the training rows. ``extra``: a row's noise variance beyond the common one; ``weight``: its
+    weight in the score; ``odd``: the factor of its campaign."""
+
+    form: Form
+    codes: Codes
+    target: Floats
+    extra: Floats
+    odd: Floats
+    weight: Floats
+    masks: Sequence[Mask]
+
+
+def score_and_gradient(logs: Floats, task: Task) -> tuple[float, Floats]:
+    """Negative log score of all folds with a weak prior on the logs, and its gradient.
+
+    With ``P`` the inverse of the noisy covariance and ``A`` that of its block of a fold, the fold's errors are
+    ``A (P y)_fold`` and the variances those of ``A``'s diagonal.
+    """
+    form, target = task.form, task.target
+    parts, distances = _parts(logs, task)
+    matrix = np.sum(parts, axis=0)
+    noise = float(np.exp(2.0 * logs[form.noise]))
+    matrix[np.diag_indices_from(matrix)] += noise + task.extra + 1e-8
+    inverse = np.linalg.inv(matrix)
+    alpha = inverse @ target
+    outer = np.zeros_like(inverse)  # derivative by ``inverse``
+    value = 0.0
+    for mask in task.masks:
+        fold = np.flatnonzero(mask)
+        block = np.linalg.inv(inverse[np.ix_(fold, fold)])
+        error, variance = block @ alpha[fold], np.maximum(np.diag(block) - task.extra[fold], 1e-8)
+        weight, ratio = task.weight[fold], error**2 / variance
+        value += float(
+            weight @ (0.5 * (SCORE_DEGREES + 1.0) * np.log1p(ratio / SCORE_DEGREES) + 0.5 * np.log(variance))
+        )
+        slope = 0.5 * (SCORE_DEGREES + 1.0) / (SCORE_DEGREES + ratio)
+        by_error = block @ (weight * slope * 2.0 * error / variance)
+        by_variance = weight * (0.5 - slope * ratio) / variance
+        outer[np.ix_(fold, fold)] -= np.outer(by_error, error) + (block * by_variance) @ block
+        outer[fold] += np.outer(by_error, target)
+    by_matrix = -(inverse @ (0.5 * (outer + outer.T)) @ inverse)
+    gradient = np.zeros_like(logs)
+    for j, part in enumerate(parts):
+        gradient[j] = 2.0 * np.sum(by_matrix * part)
+    gradient[form.noise] = 2.0 * noise * np.trace(by_matrix)
+    for kernel in KERNELS:
+        own = by_matrix * sum(p for p, (_, k) in zip(parts, form.terms, strict=True) if k == kernel)
+        x = distances[kernel]
+        rows, cross = own.sum(axis=1), own @ x
+        gradient[form.lengths(kernel)] = 2.0 * (rows @ x**2 - (x * cross).sum(axis=0))
+    deviation = (logs - form.start()) / PRIOR_WIDTH
+    return value + 0.5 * float(np.sum(deviation**2)), gradient + deviation / PRIOR_WIDTH
+
+
+def _parts(logs: Floats, task: Task) -> tuple[list[Floats], dict[str, Floats]]:
+    """([n, n] of each term, features over lengths of each kernel)."""
+    form, codes = task.form, task.codes
+    scaled = {k: codes.x[:, form.columns(k)] / np.exp(logs[form.lengths(k)]) for k in KERNELS}
+    smooth = {k: np.exp(-0.5 * square(x, x)) for k, x in scaled.items()}
+    widened = form.odd()
+    parts = []
+    for j, (_, kernel) in enumerate(form.terms):
+        part = np.exp(2.0 * logs[j]) * (codes.joint[:, j][:, None] == codes.joint[:, j][None, :])
+        if kernel:
+            part *= smooth[kernel]
+        if widened[j]:
+            part *= task.odd[:, None]
+        parts.append(part)
+    return parts, scaled
+
+
+def fit_scales(
+    found: Features, target: Floats, form: Form, rounds: int = 3, steps: int = 12
+) -> tuple[Floats, Floats, Floats]:
+    """(logs, noise variance of each row, factor of each row's campaign)."""
+    from scipy.optimize import minimize
+
+    rows = thinned(found)
+    part = found.rows(rows)
+    codes = encode(part, vocabulary_of(part), form)
+    owner = owners(found)
+    weight = np.minimum(np.bincount(owner)[owner], MOST)[rows] ** -0.5
+    masks = [mask[rows] for by in SPLITS for mask in folds(found, by) if mask[rows].any()]
+    logs, extra, odd = form.start(), np.zeros(len(target)), np.ones(len(target))
+    for number in range(rounds):
+        result = minimize(
+            score_and_gradient,
+            logs,
+            args=(Task(form, codes, target[rows], extra[rows], odd[rows], weight, masks),),
+            jac=True,
+            method="L-BFGS-B",
+            options={"maxiter": steps},
+            bounds=[(v - 3.5, v + 3.5) for v in form.start()],
+        )
+        logs = result.x
+        if number < rounds - 1:
+            extra, odd = heavy_tails(found, target, form, logs, extra, odd)
+    return logs, np.exp(2.0 * logs[form.noise]) + extra, odd
+
+
+def heavy_tails(
+    found: Features, target: Floats, form: Form, logs: Floats, extra: Floats, odd: Floats
 ) -> tuple[Floats, Floats]:
-    """(mean, deviation) of every row, each from a process that did not see its fold. NaN where no fold holds it."""
-    mean, deviation = np.full(len(target), np.nan), np.full(len(target), np.nan)
-    for mask in masks:
-        if mask.all():
-            continue
-        process = fit_process(found.rows(~mask), target[~mask], logs, noise[~mask])
-        mean[mask], deviation[mask] = process.predict(found.rows(mask))
-    return mean, deviation
+    """(noise of each row beyond the common one, factor of each row's campaign), from the errors of rows and of whole
+    campaigns left out: tails as a scale mixture."""
+    codes = encode(found, vocabulary_of(found), form)
+    base = float(np.exp(2.0 * logs[form.noise]))
+
+    def inverse_with(extra: Floats) -> Floats:
+        matrix = covariance(codes, codes, form, logs, odd)
+        matrix[np.diag_indices_from(matrix)] += base + extra + 1e-8
+        return np.asarray(np.linalg.inv(matrix))
+
+    inverse = inverse_with(extra)
+    diagonal = np.diag(inverse)
+    error = (inverse @ target) / diagonal
+    variance = np.maximum(1.0 / diagonal - extra, base)
+    extra = base * np.maximum((ROW_DEGREES + error**2 / variance) / (ROW_DEGREES + 1.0), 1.0) - base
+    inverse = inverse_with(extra)
+    alpha, owner = inverse @ target, owners(found)
+    own = float(np.exp(2.0 * logs[: len(form.terms)])[form.odd()].sum())
+    factor = np.ones(len(target))
+    for campaign in range(owner.max() + 1):
+        rows = np.flatnonzero(owner == campaign)
+        block = np.linalg.inv(inverse[np.ix_(rows, rows)])
+        mean = float((block @ alpha[rows]).mean())
+        spread = max(float(block.mean()) - 0.8 * own * (odd[rows[0]] - 1.0), 1e-4)
+        far = (CAMPAIGN_DEGREES + mean**2 / spread) / (CAMPAIGN_DEGREES + 1.0)
+        factor[rows] = max(1.0, 1.0 + (far - 1.0) * spread / own)
+    return extra, factor
 
 
-def spread_of(target: Floats, mean: Floats, deviation: Floats) -> float:
-    """Factor on the deviation so that 80% lie inside the 80% interval."""
-    good = np.isfinite(mean)
-    return float(np.quantile(np.abs(target - mean)[good] / deviation[good], 0.8) / Z80)
-
-
-def shrink_of(target: Floats, mean: Floats) -> float:
+def share_of(target: Floats, mean: Floats) -> float:
     """Share of the mean that helps a case left out most: the least mean absolute error over 0, 0.1 ... 1."""
-    good = np.isfinite(mean)
     shares = np.linspace(0.0, 1.0, 11)
-    return float(shares[np.argmin([np.abs(target[good] - share * mean[good]).mean() for share in shares])])
+    return float(shares[np.argmin([np.abs(target - share * mean).mean() for share in shares])])
 
 
-Fitted = tuple[Floats, Floats, tuple[float, ...], tuple[float, ...]]  # logs, noise, spread and shrink by tier
+@dataclass(frozen=True, slots=True, eq=False)
+class LeftOut:
+    """Rows that some fold left out: what was measured, what was predicted; their tier, group and campaign."""
+
+    target: Floats
+    mean: Floats
+    deviation: Floats
+    tier: NDArray[np.int64]
+    group: NDArray[np.str_]
+    campaign: NDArray[np.int64]
+
+    def rows(self, index: Mask) -> LeftOut:
+        return LeftOut(
+            self.target[index], self.mean[index], self.deviation[index], self.tier[index], self.group[index],
+            self.campaign[index],
+        )  # fmt: skip
+
+
+def joined(parts: Sequence[LeftOut]) -> LeftOut:
+    return LeftOut(*(np.concatenate([getattr(p, name) for p in parts]) for name in LeftOut.__dataclass_fields__))
+
+
+TRUST = 3.0  # campaigns after which a group's own width counts half
+
+
+def widths_of(left: LeftOut) -> Widths:
+    """Shares and factors from what was left out. A group's factor is its own 80% quantile drawn towards that of all, the
+    more so the fewer campaigns it has; a last common factor sets the coverage of each tier."""
+    groups = sorted(set(left.group.tolist()))
+    share, factor = np.ones(3), np.ones((3, len(groups) + 1))
+    for tier in range(3):
+        part = left.rows(left.tier == tier)
+        if not len(part.target):
+            continue
+        share[tier] = share_of(part.target, part.mean) if tier else 1.0
+        ratio = np.abs(part.target - share[tier] * part.mean) / part.deviation / Z80
+        whole = float(np.quantile(ratio, 0.8))
+        logs = np.zeros(len(groups) + 1)
+        for number, group in enumerate(groups):
+            own = part.group == group
+            if own.any():
+                campaigns = len(set(part.campaign[own].tolist()))
+                logs[number] = np.log(np.quantile(ratio[own], 0.8) / whole) * campaigns / (campaigns + TRUST)
+        index = np.array([groups.index(group) for group in part.group.tolist()])
+        rest = float(np.quantile(ratio / np.exp(logs[index]), 0.8))
+        factor[tier] = rest * np.exp(logs)
+    return Widths(share, tuple(groups), factor)
+
+
+Fitted = tuple[Floats, Floats, Floats, Widths]  # logs, noise, odd, widths
 
 
 def ship(found: Features, targets: dict[str, Floats], fitted: dict[str, Fitted]) -> dict[str, NDArray[np.generic]]:
     """Arrays of the data file."""
     out: dict[str, NDArray[np.generic]] = {"x": found.x.astype(np.float32), "names": found.names}
     for name, target in targets.items():
-        logs, noise, spread, shrink = fitted[name]
+        logs, noise, odd, widths = fitted[name]
         out[f"{name}_target"] = target.astype(np.float32)
         out[f"{name}_logs"] = logs
         out[f"{name}_noise"] = noise.astype(np.float32)
-        out[f"{name}_spread"] = np.array(spread)
-        out[f"{name}_shrink"] = np.array(shrink)
+        out[f"{name}_odd"] = odd.astype(np.float32)
+        out[f"{name}_share"] = widths.share
+        out[f"{name}_factor"] = widths.factor
+        out[f"{name}_groups"] = np.array(widths.groups)
     return out
-
-
-__all__ = ["Fitted", "Process", "fit_scales", "folds", "left_out", "ship", "shrink_of", "spread_of"]

@@ -21,14 +21,13 @@ from trivet.cloud.engine import EngineProfile
 from trivet.cloud.engine.profiles import from_mapping, stored
 from trivet.errors import TrivetError
 from trivet.loop.calibrate_engine import EngineFit, Measured, fit_engine
-from trivet.loop.calibrate_residual import Fitted, fit_scales, folds, ship, shrink_of, spread_of
+from trivet.loop.calibrate_residual import Fitted, LeftOut, fit_scales, folds, joined, owners, ship, widths_of
 from trivet.loop.serving_features import Features, features
 from trivet.loop.serving_model import Compiler, steady
-from trivet.loop.serving_residual import fit_process, shipped
+from trivet.loop.serving_residual import FORMS, fit_process, group_names, shipped
 from trivet.loop.serving_rows import Case, read_csv, understand
 
 Floats = NDArray[np.float64]
-LEFT_OUT = ("model", "family", "chip")  # what a case of no known campaign may lack
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -89,7 +88,7 @@ def profiles_of(engines: Mapping[str, Any]) -> dict[str, EngineProfile]:
 def residuals(rows: Sequence[Measured], compiler: Compiler) -> tuple[Features, dict[str, Floats]]:
     """Features and log(measured / physics) of TTFT and TPOT."""
     physics = [steady(row.case, compiler) for row in rows]
-    found = features([row.case for row in rows], physics)
+    found = features([row.case for row in rows], physics, compiler)
     return found, {
         "tpot": np.log([row.tpot_s / float(s.tpot_s) for row, s in zip(rows, physics, strict=True)]),
         "ttft": np.log([row.ttft_s / float(s.ttft_s) for row, s in zip(rows, physics, strict=True)]),
@@ -97,19 +96,23 @@ def residuals(rows: Sequence[Measured], compiler: Compiler) -> tuple[Features, d
 
 
 def left_out_errors(
-    rows: Sequence[Measured], fits: Mapping[str, EngineFit], compiler: Compiler, scales: Mapping[str, tuple[Floats, Floats]],
-    masks: Sequence[NDArray[np.bool_]],
-) -> dict[str, tuple[Floats, Floats, Floats]]:  # fmt: skip
-    """For TPOT and TTFT (target, mean, deviation) of each row that some fold leaves out, constants and process refitted
-    without it, the scales kept; folds one after another."""
-    out: dict[str, list[tuple[Floats, Floats, Floats]]] = {name: [] for name in scales}
-    for mask in masks:
+    rows: Sequence[Measured], fits: Mapping[str, EngineFit], compiler: Compiler,
+    scales: Mapping[str, tuple[Floats, Floats, Floats]], masks: Sequence[NDArray[np.bool_]],
+    report: Callable[[int], None] | None = None,
+) -> dict[str, list[LeftOut]]:  # fmt: skip
+    """For TPOT and TTFT what each fold leaves out, constants and process refitted without it, the scales kept."""
+    out: dict[str, list[LeftOut]] = {name: [] for name in scales}
+    for number, mask in enumerate(masks):
+        if report is not None:
+            report(number)
         found, targets = residuals(rows, Compiler(refitted(fits, rows, mask), compiler.parts, compiler.rooms))
-        for name, (logs, noise) in scales.items():
-            process = fit_process(found.rows(~mask), targets[name][~mask], logs, noise[~mask])
-            mean, deviation = process.predict(found.rows(mask))
-            out[name].append((targets[name][mask], mean, deviation))
-    return {name: tuple(np.concatenate([fold[i] for fold in found]) for i in range(3)) for name, found in out.items()}  # type: ignore[misc]
+        owner, part = owners(found)[mask], found.rows(mask)
+        for name, (logs, noise, odd) in scales.items():
+            process = fit_process(found.rows(~mask), targets[name][~mask], FORMS[name], logs, noise[~mask], odd[~mask])
+            mean, deviation = process.predict(part)
+            groups = np.array(group_names(part))
+            out[name].append(LeftOut(targets[name][mask], mean, deviation, process.tier(part), groups, owner))
+    return out
 
 
 def masks_of(rows: Sequence[Measured], by: str) -> list[NDArray[np.bool_]]:
@@ -134,15 +137,8 @@ def rebased(path: Path) -> Calibration:
     for name, process in held.items():
         if len(process.noise) != len(rows):
             raise TrivetError("not the rows of the shipped calibration", field=str(path))
-        fitted[name] = (process.logs, process.noise, process.spread, process.shrink)
+        fitted[name] = (process.logs, process.noise, process.odd, process.widths)
     return Calibration(stored(), ship(found, targets, fitted))
-
-
-def intervals(tiers: Sequence[tuple[Floats, Floats, Floats]]) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """(spread, shrink) by tier from the (target, mean, deviation) of what was left out in its way."""
-    shrink = [1.0, *(shrink_of(target, mean) for target, mean, _ in tiers[1:])]
-    spread = [spread_of(t, share * m, d) for share, (t, m, d) in zip(shrink, tiers, strict=True)]
-    return tuple(spread), tuple(shrink)
 
 
 def calibrate(path: Path, report: Callable[[str, int, int], None] | None = None, evaluations: int = 12) -> Calibration:
@@ -157,14 +153,12 @@ def calibrate(path: Path, report: Callable[[str, int, int], None] | None = None,
     scales = {}
     for step, (name, target) in enumerate(targets.items()):
         tell(f"residual of {name}", 1 + step, 5)
-        scales[name] = fit_scales(found, target)
-    tell("intervals", 3, 5)
-    tiers = [
-        left_out_errors(rows, fits, compiler, scales, masks)
-        for masks in (
-            list(folds(found, "quarter")), list(folds(found, "campaign")), [m for by in LEFT_OUT for m in masks_of(rows, by)],
-        )
-    ]  # fmt: skip
-    fitted = {name: (*scales[name], *intervals([tier[name] for tier in tiers])) for name in scales}
+        scales[name] = fit_scales(found, target, FORMS[name])
+    masks = [*folds(found, "quarter"), *folds(found, "campaign")]
+    masks += [mask for by in ("model", "chip", "family") for mask in masks_of(rows, by)]
+    left = left_out_errors(
+        rows, fits, compiler, scales, masks, lambda n: tell("intervals", 300 + 200 * n // len(masks), 500)
+    )
+    fitted = {name: (*scales[name], widths_of(joined(left[name]))) for name in scales}
     tell("done", 5, 5)
     return Calibration(engines, ship(found, targets, fitted))

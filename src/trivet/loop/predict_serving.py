@@ -125,7 +125,7 @@ def predict_cases(
             report("serving", number, len(cases))
     good = [i for i, found in enumerate(physics) if found is not None]
     own = [_own(cases[i], compiler) for i in good]
-    intervals = _intervals([cases[i] for i in good], [s for s in physics if s is not None], processes, own)
+    intervals = _intervals([cases[i] for i in good], [s for s in physics if s is not None], processes, own, compiler)
     out: list[Prediction] = []
     answered = dict(zip(good, intervals, strict=True))
     for i, case in enumerate(cases):
@@ -139,11 +139,15 @@ def predict_cases(
 
 
 def _intervals(
-    cases: list[Case], physics: list[Steady], processes: Mapping[str, Process], own: list[dict[str, float]]
+    cases: list[Case],
+    physics: list[Steady],
+    processes: Mapping[str, Process],
+    own: list[dict[str, float]],
+    compiler: Compiler,
 ) -> list[tuple[Interval, Interval]]:
     if not cases:
         return []
-    found = features(cases, physics)
+    found = features(cases, physics, compiler)
     sides = []
     for name in ("ttft", "tpot"):
         process = processes[name]

@@ -19,9 +19,9 @@ from trivet.loop.calibrate_engine import EngineFit, Measured
 from trivet.loop.calibrate_residual import folds
 from trivet.loop.calibrate_serving import fit_engines, masks_of, refitted, residuals
 from trivet.loop.predict_serving import Z80, predict_cases
-from trivet.loop.serving_features import features
+from trivet.loop.serving_features import Features, features
 from trivet.loop.serving_model import Compiler, steady
-from trivet.loop.serving_residual import fit_process, shipped
+from trivet.loop.serving_residual import FORMS, Process, campaigns_of, fit_process, shipped
 
 Floats = NDArray[np.float64]
 Mask = NDArray[np.bool_]
@@ -86,7 +86,7 @@ def check(
 def _masks(rows: Sequence[Measured], split: str, compiler: Compiler) -> list[Mask]:
     if split in ("quarter", "campaign"):
         physics = [steady(row.case, compiler) for row in rows]
-        return list(folds(features([row.case for row in rows], physics), split))
+        return list(folds(features([row.case for row in rows], physics, compiler), split))
     return masks_of(rows, split)
 
 
@@ -107,9 +107,9 @@ def _left_out(
         left = [row for row, gone in zip(rows, mask, strict=True) if gone]
         for name in ("ttft", "tpot"):
             held = processes[name]
-            noise = _noise_of(held.noise, held.logs, targets[name], len(rows))
+            noise, odd = _tails(held, found)
             process = fit_process(
-                found.rows(~mask), targets[name][~mask], held.logs, noise[~mask], held.spread, held.shrink
+                found.rows(~mask), targets[name][~mask], FORMS[name], held.logs, noise[~mask], odd[~mask], held.widths
             )
             mean, deviation = process.correct(found.rows(mask))
             measured = np.array([getattr(row, f"{name}_s") for row in left])
@@ -122,11 +122,14 @@ def _left_out(
     return out
 
 
-def _noise_of(noise: Floats, logs: Floats, target: Floats, rows: int) -> Floats:
-    """The shipped noise of each row where the rows are those of the shipped fit, else the common one."""
-    from trivet.loop.serving_residual import NOISE
-
-    return noise if len(noise) == rows else np.full(len(target), float(np.exp(2.0 * logs[NOISE])))
+def _tails(held: Process, found: Features) -> tuple[Floats, Floats]:
+    """(noise of each row, factor of its campaign): of the shipped fit where the rows are its own, else the common noise and
+    the factors of the campaigns that it knows."""
+    if len(held.noise) == len(found.x):
+        return held.noise, held.odd
+    factors = dict(zip(held.campaigns, held.odd.tolist(), strict=True))
+    noise = np.full(len(found.x), float(np.exp(2.0 * held.logs[held.form.noise])))
+    return noise, np.array([factors.get(campaign, 1.0) for campaign in campaigns_of(found)])
 
 
 def _as_shipped(rows: Sequence[Measured]) -> list[Checked]:
