@@ -151,16 +151,6 @@ def operator(op: str, dtype: str, kv_dtype: str, columns: Columns, text: Mapping
             op, kind, c("batch_size"), length, c("num_v_heads"), c("head_k_dim"), c("head_v_dim"), dtype,
             conv_width=float(math.ceil(c("d_conv", default=4.0).max())),
         )  # fmt: skip
-    if op == "moe_all_to_all":
-        size = {"nvfp4": 0.5625, "fp4": 0.5625, "fp8": 1.0}.get(text.get("comm_dtype", ""), 2.0)
-        group = c("ep_size")
-        if np.unique(group).size != 1:
-            raise TrivetError("rows of one operator must share it", field="ep_size")
-        # Each token goes once to every chip that holds one of its experts (uniform choice).
-        reached = group * (1.0 - (1.0 - 1.0 / group) ** c("topk"))
-        return Transfer(
-            op, "all_to_all", c("num_tokens") * c("hidden_size") * size * reached, int(group[0]), "ep", dtype
-        )
     if op in ("all_reduce", "all_gather", "reduce_scatter", "all_to_all"):
         size = 1.0 if dtype == "int8" else 2.0
         group = c("num_gpus")

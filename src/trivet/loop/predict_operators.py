@@ -12,14 +12,16 @@ import numpy as np
 
 from trivet.chip.catalogue import chip as catalogue_chip
 from trivet.chip.kernels import profile
+from trivet.chip.spec import Chip
 from trivet.chip.timing import Seconds, time
-from trivet.cloud import collectives
+from trivet.cloud import collectives, dispatch
 from trivet.errors import TrivetError
 from trivet.loop.operator_rows import Columns, operator, operator_name, precision
 from trivet.loop.operator_tables import TEXT_COLUMNS, kernel_library
 from trivet.operators import Transfer
 
 PRECISION_NAMES = ("gemm_dtype", "moe_dtype", "attn_dtype", "mla_dtype", "nccl_dtype", "allreduce_dtype", "comm_dtype")
+EXCHANGES = ("moe_all_to_all", "deepep_low_latency")  # tokens to experts and back
 KINDS = {
     "attention_context": "prefill", "attention_generation": "decode", "mla_context": "mla_prefill",
     "mla_generation": "mla_decode",
@@ -100,10 +102,11 @@ def _key(row: Mapping[str, str]) -> tuple[str, ...]:
     kv = precision(row["kv_cache_dtype"]) if row.get("kv_cache_dtype") else dtype if dtype == "fp8" else "bf16"
     if op.startswith("mla"):
         dtype = kv  # the latent is multiplied at the precision of the cache
-    texts = [row.get(n, "") for n in ("distribution", "phase", "kernel_source", "backend", "comm_dtype")]
+    label = "comm_backend" if op in EXCHANGES else "backend"
+    texts = [row.get(n, "") for n in ("distribution", "phase", "kernel_source", label, "comm_dtype")]
     group = _whole(row.get("num_gpus", "")) if op in collectives.KINDS else ""
-    if op == "moe_all_to_all":
-        group = _whole(row.get("ep_size", ""))
+    if op in EXCHANGES:
+        group = _whole(row.get("ep_size") or "8")
     return (row.get("chip", ""), row.get("engine", ""), row.get("engine_version", ""), op, dtype, kv, group, *texts)
 
 
@@ -140,10 +143,11 @@ def _group(key: tuple[str, ...], rows: list[dict[str, str]]) -> list[Answer]:
     names = {n for n in rows[0] if n not in ("id", "chip", "engine", "op", "op_name", "dtype")}
     numbers: dict[str, Any] = {n: np.array([_number(r.get(n, "")) for r in rows]) for n in names}
     _check(numbers)
+    if op in EXCHANGES:
+        name = "deepep_low_latency" if op == "deepep_low_latency" else backend or source or engine
+        return _exchange(chip, Columns(numbers, len(rows)), name, phase, comm, int(group))
     text = {"distribution": distribution, "phase": phase, "kernel_source": source, "comm_dtype": comm}
-    built = operator(
-        op, dtype, kv, Columns(numbers, len(rows)), text if op in {*TEXT_COLUMNS, "moe_all_to_all"} else {}
-    )
+    built = operator(op, dtype, kv, Columns(numbers, len(rows)), text if op in TEXT_COLUMNS else {})
     if isinstance(built, Transfer):
         levels = collectives.levels_of(chip, int(group))
         label = collectives.backend(engine, source, backend)
@@ -156,21 +160,36 @@ def _group(key: tuple[str, ...], rows: list[dict[str, str]]) -> list[Answer]:
     return _answers(found, len(rows), library.note)
 
 
+def _exchange(chip: Chip, c: Columns, backend: str, phase: str, dtype: str, ranks: int) -> list[Answer]:
+    """Dispatch or combine over ``ranks`` chips; a row without a phase asks for both, one after the other."""
+    bandwidth = collectives.levels_of(chip, ranks)[0].bandwidth_bytes_per_s
+    tokens, k = c("num_tokens", "num_token"), c("topk", "num_topk")
+    found = []
+    for one in (phase,) if phase else dispatch.PHASES:
+        wide = dispatch.width("" if dtype == "default" else dtype, backend, one)
+        load = dispatch.Exchange(tokens, c("hidden_size"), k, c("num_experts"), float(ranks), wide)
+        found.append(dispatch.time(load, backend, one, bandwidth))
+    if len(found) == 1:
+        return _answers(found[0], len(tokens), "")
+    value = found[0].value_s + found[1].value_s
+    sigma = (found[0].value_s * found[0].log_sigma + found[1].value_s * found[1].log_sigma) / value
+    return _answers(Seconds(value, sigma, note=found[0].note), len(tokens), "no phase: dispatch and combine together")
+
+
 def _check(numbers: Mapping[str, Any]) -> None:
     for name, values in numbers.items():
         known = values[~np.isnan(values)]
         zero_is_fine = name in ("step", "window_size", "num_key_value_heads", "latency", "power", "sms")
-        if (
-            (known.size
-            and (known < 0).any())
-            or (known.size and not zero_is_fine and (known == 0).any() and name in _POSITIVE)
+        if (known.size and (known < 0).any()) or (
+            known.size and not zero_is_fine and (known == 0).any() and name in _POSITIVE
         ):
             raise TrivetError(f"{float(known.min()):g} is not positive", field=name)
 
 
 _POSITIVE = (
     "m", "n", "k", "batch_size", "isl", "num_heads", "head_dim", "num_tokens", "hidden_size", "inter_size", "topk",
-    "num_experts", "moe_tp_size", "moe_ep_size", "num_gpus", "message_size", "seq_len", "num_v_heads", "head_k_dim", "head_v_dim",
+    "num_experts", "moe_tp_size", "moe_ep_size", "num_gpus", "message_size",
+    "ep_size", "num_token", "num_topk", "seq_len", "num_v_heads", "head_k_dim", "head_v_dim",
 )  # fmt: skip
 
 

@@ -18,7 +18,11 @@ def calibrate(
     out: Path | None = typer.Option(
         None, "-o", "--out", metavar="FILE", help="Where the coefficients (.npz) or the chip (.yaml) go."
     ),
-    kinds: str = typer.Option("", "--kinds", help="Only these kinds of kernels; all when empty. A file needs all."),
+    kinds: str = typer.Option(
+        "",
+        "--kinds",
+        help="Only these kinds of kernels; all when empty (a file needs all). dispatch: exchanges of experts.",
+    ),
     check: bool = typer.Option(
         False, "--check", help="Compare with the shipped coefficients; exit 1 where they differ."
     ),
@@ -75,6 +79,9 @@ def calibrate(
 
 
 def _folder(folder: Path, out: Path | None, kinds: str, check: bool, as_json: bool) -> None:
+    if kinds == "dispatch":
+        _dispatch(folder, out, as_json)
+        return
     from trivet.apps.cli.screen import progress
     from trivet.loop.calibrate import ALL_KINDS, calibrate_operators, chosen_kinds, differences, write_coefficients
     from trivet.loop.validate_operators import from_fits, pooled
@@ -107,6 +114,28 @@ def _folder(folder: Path, out: Path | None, kinds: str, check: bool, as_json: bo
             )
     if differ:
         raise typer.Exit(1)
+
+
+def _dispatch(folder: Path, out: Path | None, as_json: bool) -> None:
+    """Constants of expert dispatch and combine, chips left out in turn for their spread."""
+    from trivet.interop.results import result_file
+    from trivet.loop.calibrate_dispatch import calibrate as fit
+    from trivet.loop.calibrate_dispatch import scores, to_json
+
+    fits = fit(folder)
+    if out is not None:
+        with result_file(out) as place:
+            place.write_text(json.dumps(to_json(fits), indent=1) + "\n", encoding="utf-8")
+    rows = scores(fits)
+    if as_json:
+        typer.echo(json.dumps({"scores": rows, "out": str(out or "")}))
+        return
+    from trivet.report.tables import print_table
+
+    shown = [
+        {k: "-" if v is None else f"{v:.3f}" if isinstance(v, float) else v for k, v in row.items()} for row in rows
+    ]
+    print_table(shown, title="Chips left out")
 
 
 def _serving(path: Path, out: Path | None, as_json: bool) -> None:
