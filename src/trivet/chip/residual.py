@@ -82,6 +82,8 @@ def known_group(kind: Kind, library: str, precision: str) -> tuple[str, str]:
     if measured:
         used = nearest_precision(precision, tuple(sorted(measured)))
         return f"{library}|{used}", "" if used == precision else f"{precision} kernels taken like {used}"
+    if "/" in library:
+        return known_group(kind, library.partition("/")[0], precision)
     for other in ("vllm", "sglang", "trtllm", "nccl"):
         found = {key.split("|")[1] for key in kind.group if key.split("|")[0] == other}
         if found:

@@ -22,6 +22,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Protocol
 
 import numpy as np
@@ -166,6 +167,7 @@ def _seconds(value: Floats, sigma: Floats, link: Floats, floor: Any, own: Any, s
 
 LEARNED = ("all_reduce", "all_gather", "reduce_scatter", "all_to_all")
 FLOOR_S = 4e-6  # before calibration: two flags across the links, and a launch
+PCIE_BYTES_PER_S = 100e9  # a link below this rate is PCIe's, or like it
 # What runs a collective: name -> (group in the calibration, custom kernels, launched without a graph).
 BACKENDS = {
     "nccl": (0.0, 0.0), "vllm": (1.0, 0.0), "sglang": (1.0, 0.0), "trtllm": (1.0, 0.0), "vllm_eager": (1.0, 1.0),
@@ -206,25 +208,55 @@ def ring_share(kind: str, n: int) -> float:
     return (2.0 if kind == "all_reduce" else 1.0) * (n - 1) / n
 
 
+def reduced_in_switch(called: str, chip: Chip) -> bool:
+    """Whether NCCL may let the switch add up an all-reduce: NVSwitch of the third generation (Hopper) and later can."""
+    return called == "all_reduce" and chip.server != "" and _scale_up_name(chip.server) in _REDUCING
+
+
+_REDUCING = ("nvswitch3", "nvswitch4", "nvswitch4-rack")
+
+
+@cache
+def _scale_up_name(server: str) -> str:
+    return fabric.server(server).scale_up.name
+
+
 def collective_features(
-    kind: str, size: Floats, n: int, bandwidth: float, name: str
+    kind: str, size: Floats, n: int, bandwidth: float, name: str, in_switch: bool
 ) -> tuple[Floats, NDArray[np.float32]]:
-    """(ideal seconds [rows, 3]: ring volume over the link, a hundredth of it, floor; features [rows, features])."""
+    """(ideal seconds [rows, 3]: ring volume over the link, a hundredth of it, floor; features [rows, features]).
+
+    The features hold no size and no bandwidth by itself, only their ratio to the floor: five families are too few to learn
+    what a link rate does, and it is the ratio that transfers.
+    """
     custom, eager = BACKENDS[name]
     volume = ring_share(kind, n) * size / bandwidth
     ones = np.ones_like(size)
-    chunk = np.log2(np.clip(size / n, 1.0, 2.0**31))
     columns = [
-        np.log2(np.clip(size, 16.0, 2.0**31)), chunk, np.log2(float(n)) * ones, np.log(np.clip(volume / FLOOR_S, 1e-4, 1e4)),
-        np.log(np.clip(size / n / bandwidth / 1e-6, 1e-4, 1e4)), custom * ones, eager * ones,
-        (bandwidth < 100e9) * ones, *((kind == k) * ones for k in LEARNED),
+        np.log2(float(n)) * ones, np.log(np.clip(volume / FLOOR_S, 1e-4, 1e4)), custom * ones, eager * ones,
+        (bandwidth < PCIE_BYTES_PER_S) * ones, float(in_switch and n >= 8) * ones, *((kind == k) * ones for k in LEARNED),
     ]  # fmt: skip
     return np.column_stack([volume, volume / 100.0, FLOOR_S * ones]), np.column_stack(columns).astype(np.float32)
 
 
-def collective_covariates(bandwidth: float) -> Floats:
-    """Covariates of the offsets: the link rate over 450 GB/s, and whether it is PCIe-like."""
-    return np.array([float(np.log(bandwidth / 450e9)), float(bandwidth < 100e9)])
+def collective_group(name: str, bandwidth: float, chip: Chip) -> str:
+    """The group whose offsets a back end takes: over PCIe other protocols run, and a launch without a graph waits for the
+    host, where Grace takes 2 to 4 times as long as x86."""
+    if bandwidth < PCIE_BYTES_PER_S:
+        return f"{name}/pcie"
+    slow = BACKENDS[name][1] > 0.0 and chip.server != "" and fabric.server_of(chip).host == "grace"
+    return f"{name}/grace" if slow else name
+
+
+def collective_label(kind: str, name: str, dtype: str = "bf16") -> str:
+    """What the calibration calls a collective: launched without a graph it is a kernel of its own, bound by the host, and
+    NCCL's reductions of 8-bit integers do not run in the switch."""
+    if BACKENDS[name][1] > 0.0:
+        return kind + "_eager"
+    return kind + ("_int8" if dtype == "int8" and kind in ("all_reduce", "reduce_scatter") else "")
+
+
+COVARIATES = np.zeros(1)  # a data sheet tells nothing more that would hold for a family left out
 
 
 def _learned(transfer: Transfer, size: Floats, level: LinkLevel, chip: Chip, library: str) -> Seconds:
@@ -234,13 +266,16 @@ def _learned(transfer: Transfer, size: Floats, level: LinkLevel, chip: Chip, lib
         name = "nccl"
     bandwidth = level.bandwidth_bytes_per_s
     shape, flat = size.shape, size.ravel()
-    base, x = collective_features(transfer.kind, flat, transfer.group, bandwidth, name)
-    ones = residual.indicators(learned.precisions, name, transfer.kind)
+    called = collective_label(transfer.kind, name, transfer.dtype)
+    in_switch = reduced_in_switch(called, chip)
+    base, x = collective_features(transfer.kind, flat, transfer.group, bandwidth, name, in_switch)
+    ones = residual.indicators(learned.precisions, name, called)
+    group = collective_group(name, bandwidth, chip)
     correction = residual.network(learned, np.hstack([x, np.broadcast_to(ones, (len(x), len(ones)))]))
-    offset, spread, how, note = residual.offsets(learned, chip, name, transfer.kind, collective_covariates(bandwidth))
+    offset, spread, how, note = residual.offsets(learned, chip, group, called, COVARIATES)
     value, a, b, launch, floor = residual.combine(base[:, 0], base[:, 1], FLOOR_S, correction + offset)
     shares = np.column_stack([a, b, launch])
-    own = residual.own_sigma(learned, shares, np.log(np.maximum(value / FLOOR_S, 1e-3)), how, transfer.kind)
+    own = residual.own_sigma(learned, shares, np.log(np.maximum(value / FLOOR_S, 1e-3)), how, called)
     sheet = float(getattr(level, "log_sigma", 0.0))
     factors = np.array([np.hypot(spread[0], sheet), np.hypot(spread[1], sheet), spread[2]])
     total = np.sqrt(own**2 + ((shares * factors) ** 2).sum(1))

@@ -31,7 +31,7 @@ Z80 = 1.2815515655446004
 # Rows for each chip, engine and precision: enough to see every corner of the tables, few enough for minutes.
 ROWS = {"gemm": 1000, "moe": 800, "prefill": 800, "decode": 1000, "mla_prefill": 600, "mla_decode": 600, "scan": 400}
 RECIPES: dict[str, Recipe] = {kind: Recipe() for kind in KINDS} | {
-    "collective": Recipe((32, 16), 80, 512, 4e-3, 1e-2, tether=0.0),
+    "collective": Recipe((24, 12), 100, 512, 4e-3, 1e-2, tether=0.1, members=3),
     "scan": Recipe((48, 24), 24, 1024, 4e-3, tether=0.001),
     "prefill": Recipe(kernels=True),
     "decode": Recipe(kernels=True),

@@ -10,11 +10,14 @@ import numpy as np
 from trivet.chip.catalogue import chip as catalogue_chip
 from trivet.chip.residual import indicators
 from trivet.cloud.collectives import (
+    COVARIATES,
     LEARNED,
     backend,
-    collective_covariates,
     collective_features,
+    collective_group,
+    collective_label,
     levels_of,
+    reduced_in_switch,
 )
 from trivet.errors import TrivetError
 from trivet.loop.operator_rows import operator_name
@@ -33,8 +36,9 @@ def _frames(folder: Path) -> Any:
         if "backend" not in frame.columns:
             frame = frame.with_columns(pl.lit("").alias("backend"))
         width = pl.when(pl.col(dtype) == "int8").then(1).otherwise(2)
-        keys = ["chip", "op_name", "kernel_source", "backend", "engine", "num_gpus"]
+        keys = ["chip", "op_name", "kernel_source", "backend", "engine", "num_gpus", "width"]
         frame = frame.with_columns(
+            width.alias("width"),
             (pl.col("message_size").cast(pl.Int64) * width).alias("bytes"), pl.col("backend").fill_null("")
         )
         # Runs of several versions repeat a size: the median of them is one row.
@@ -49,24 +53,29 @@ def _frames(folder: Path) -> Any:
 def load_collectives(folder: Path) -> Samples:
     """Samples of the kind "collective"; chips whose server has no known links are left out."""
     found: list[Samples] = []
-    precisions = tuple(sorted(LEARNED))
-    keys = ["chip", "op_name", "kernel_source", "backend", "engine", "num_gpus"]
+    special = {collective_label("all_reduce", "vllm_eager")} | {
+        collective_label(kind, "nccl", "int8") for kind in LEARNED
+    }
+    precisions = tuple(sorted({*LEARNED, *special}))
+    keys = ["chip", "op_name", "kernel_source", "backend", "engine", "num_gpus", "width"]
     for values, part in _frames(folder).group_by(keys, maintain_order=True):
-        name, op, source, label, engine, n = (v if isinstance(v, int) else str(v) for v in values)
+        name, op, source, label, engine, n, width = (v if isinstance(v, int) else str(v) for v in values)
         chip = catalogue_chip(str(name))
         kind, library = (
             operator_name(str(op)),
             backend(str(engine) if "NCCL" not in str(source) else "nccl", str(source), str(label)),
         )
         bandwidth = levels_of(chip, int(n))[0].bandwidth_bytes_per_s
-        base, x = collective_features(kind, part["bytes"].to_numpy().astype(np.float64), int(n), bandwidth, library)
-        rows = len(part)
-        ones = np.broadcast_to(indicators(precisions, library, kind), (rows, 3 + len(precisions)))
+        rows, called = len(part), collective_label(kind, library, "int8" if width == 1 else "bf16")
+        size, in_switch = part["bytes"].to_numpy().astype(np.float64), reduced_in_switch(called, chip)
+        base, x = collective_features(kind, size, int(n), bandwidth, library, in_switch)
+        ones = np.broadcast_to(indicators(precisions, library, called), (rows, 3 + len(precisions)))
         found.append(
             Samples(
                 "collective", precisions, np.hstack([x, ones]), base, part["latency"].cast(float).to_numpy() * 1e-3,
-                np.full(rows, chip.name, "U32"), np.full(rows, chip.family, "U24"), np.full(rows, library, "U16"),
-                np.full(rows, kind, "U16"), np.broadcast_to(collective_covariates(bandwidth), (rows, 2)).copy(),
+                np.full(rows, chip.name, "U32"), np.full(rows, chip.family, "U24"),
+                np.full(rows, collective_group(library, bandwidth, chip), "U20"), np.full(rows, called, "U20"),
+                np.broadcast_to(COVARIATES, (rows, len(COVARIATES))).copy(),
             )
         )  # fmt: skip
     joined = {

@@ -40,6 +40,7 @@ class Recipe:
         ("library", 0.1), ("precision", 1.0), ("group", 1.0), ("covariate", 0.5), ("family", 3.0), ("chip", 1.0),
     )  # fmt: skip
     kernels: bool = False  # a second fit that knows which kernel each library runs on a family
+    members: int = 1  # networks from as many seeds, joined into one whose corrections are their mean
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,6 +112,9 @@ def _forward(
 
 def train(data: Samples, recipe: Recipe, seed: int = 0, progress: Callable[[float], None] | None = None) -> Trained:
     """Fit network and offsets to ``data``; deterministic in data, recipe and seed."""
+    if recipe.members > 1:
+        alone = replace(recipe, members=1)
+        return _joined([train(data, alone, seed + member, progress) for member in range(recipe.members)])
     rng = np.random.default_rng(seed)
     names, rows, _ = data.groups
     mean, scale = data.x.mean(0), data.x.std(0)
@@ -141,6 +145,22 @@ def train(data: Samples, recipe: Recipe, seed: int = 0, progress: Callable[[floa
         tuple(parameters[f"w{i}"] for i in range(depth)), tuple(parameters[f"b{i}"] for i in range(depth)), mean, scale,
         {n: v.astype(np.float64) for n, v in zip(names, parameters["offsets"], strict=True)},
     )  # fmt: skip
+
+
+def _joined(fits: list[Trained]) -> Trained:
+    """One network whose corrections are the mean of several, side by side in every hidden layer, and the mean offsets."""
+    from scipy.linalg import block_diag
+
+    last, count = len(fits[0].weights) - 1, np.float32(len(fits))
+    weights, biases = [], []
+    for layer in range(last + 1):
+        each = [f.weights[layer] for f in fits]
+        side = np.hstack(each) if layer == 0 else np.vstack(each) / count if layer == last else block_diag(*each)
+        weights.append(side.astype(np.float32))
+        bias = [f.biases[layer] for f in fits]
+        biases.append((np.mean(bias, axis=0) if layer == last else np.concatenate(bias)).astype(np.float32))
+    offsets = {name: np.mean([f.offsets[name] for f in fits], axis=0) for name in fits[0].offsets}
+    return Trained(tuple(weights), tuple(biases), fits[0].mean, fits[0].scale, offsets)
 
 
 def _descend(adam: _Adam, depth: int, tether: float, x: Any, logs: Any, rows: Any, target: Any, weight: Any) -> None:
