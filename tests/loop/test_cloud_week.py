@@ -6,7 +6,6 @@ import math
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
-from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -22,7 +21,6 @@ from trivet.loop.cloud_customers import meter, with_generated
 from trivet.loop.cloud_jobs import mixed_jobs, nodes_of, service_jobs
 from trivet.loop.cloud_scenario import CloudScenario, Pool, parse
 from trivet.loop.cloud_services import _Mixtures, split_load, thinned, week_windows
-from trivet.report import svg_charts
 
 RAW: dict[str, Any] = {
     "pools": [{"chip": "zhenwu-810e", "servers": 32, "chips_per_server": 16}],
@@ -189,17 +187,3 @@ def test_check_error_names_the_worst_hour() -> None:
     assert error["attainment_worst"] == pytest.approx(-0.10)
     assert error["ttft_median_abs_log"] == pytest.approx(math.log(2))
     assert error["hours_that_hold"] == 1
-
-
-def test_charts_are_well_formed_and_the_same_twice() -> None:
-    x = [0.0, 1.0, 2.0]
-    for make in (
-        lambda: svg_charts.lines(
-            "a <b>", {"one": (x, [1.0, math.nan, 3.0]), "two & three": (x, [0.0, 0.1, 0.2])}, "x", "y"
-        ),
-        lambda: svg_charts.stacked("s", x, {"one": [1.0, 2.0, 3.0], "two": [1.0, 1.0, 1.0]}, "x", "y", limit=10.0),
-        lambda: svg_charts.bars("b", {"one": 1.5, "two": -2.0}, "x", spread={"one": (1.0, 2.0)}),
-    ):
-        text = make()
-        ElementTree.fromstring(text)
-        assert text == make()

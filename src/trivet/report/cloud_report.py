@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from trivet.loop.cloud_week import CloudWeek
-from trivet.report import svg_charts
+from trivet.report.charts import Section, Series, bar_chart, html_table, line_chart, page
 
 
 def _spread(e: Mapping[str, Any], scale: float = 1.0, digits: int = 3) -> str:
@@ -156,31 +156,41 @@ def html(week: CloudWeek) -> str:
         k[7:]: v.tolist() for k, v in h.items() if k.startswith("chips: ") and k not in ("chips: queued", "chips: down")
     }
     power = {k[7:]: (v / 1e6).tolist() for k, v in h.items() if k.startswith("watts: ")}
-    slo = {k[5:]: (days, (v * 100).tolist()) for k, v in h.items() if k.startswith("slo: ")}
-    load = {k[16:]: (days, v.tolist()) for k, v in h.items() if k.startswith("requests_per_s: ")}
-    faults = {"down": (days, h["chips: down"].tolist()), "queued": (days, h["chips: queued"].tolist())}
+    slo = {k[5:]: (v * 100).tolist() for k, v in h.items() if k.startswith("slo: ")}
+    load = {k[16:]: v.tolist() for k, v in h.items() if k.startswith("requests_per_s: ")}
+    faults = {"down": h["chips: down"].tolist(), "queued": h["chips: queued"].tolist()}
     top = week.customers[:20]
-    parts = [
-        f"<p>{s['days']} days, seed {s['seed']}. Cards held by the hour; services first, the rest as room is left.</p>",
-        svg_charts.stacked("Use of the cluster", days, held, "day", "cards", limit=float(s["chips"])),
-        svg_charts.lines("Requests a second", load, "day", "requests/s"),
-        svg_charts.lines("Requests within their SLO", slo, "day", "%", y_range=(50.0, 100.0)),
-        svg_charts.stacked("Power at the meter", days, power, "day", "MW"),
-        svg_charts.lines("Cards out of service (spares included), and asked for in the queue", faults, "day", "cards"),
-        svg_charts.bars(
-            "Revenue of the 20 largest customers", {r["customer"]: r["revenue_usd"] / 1e3 for r in top}, "thousand USD"
-        ),
-        svg_charts.bars(
-            "Cost of the same customers", {r["customer"]: r["cost_usd"] / 1e3 for r in top}, "thousand USD"
-        ),
-        "<h2>The week</h2>",
-        svg_charts.table(["", ""], money_rows(s)),
-        "<h2>Services</h2>",
-        svg_charts.table(*service_rows(s)),
-        "<h2>Fluid against simulated</h2><p>Sampled hours, other than those that the fluid rate was corrected in.</p>",
-        svg_charts.table(*check_rows(s)),
+
+    def lines(title: str, columns: Mapping[str, Sequence[float]], unit: str, **options: Any) -> str:
+        series = [Series(name, days, values) for name, values in columns.items()]
+        return line_chart(series, title=title, x_label="day", y_label=unit, **options)
+
+    def money(title: str, field: str) -> str:
+        values = {"thousand USD": [r[field] / 1e3 for r in top]}
+        return bar_chart([r["customer"] for r in top], values, title=title, value_label="thousand USD")
+
+    charts = [
+        lines("Use of the cluster", held, "cards", stacked=True, h_lines={"cards there are": float(s["chips"])}),
+        lines("Requests a second", load, "requests/s"),
+        lines("Requests within their SLO", slo, "%", y_zero=False),
+        lines("Power at the meter", power, "MW", stacked=True),
+        lines("Cards out of service (spares included), and asked for in the queue", faults, "cards"),
+        money("Revenue of the 20 largest customers", "revenue_usd"),
+        money("Cost of the same customers", "cost_usd"),
     ]
-    return svg_charts.page(f"A week of {s['name']}", parts)
+    checked = "Sampled hours, other than those that the fluid rate was corrected in."
+    sections = [
+        Section("", charts),
+        Section("The week", html_table([{"": a, "value": b} for a, b in money_rows(s)])),
+        Section("Services", _table(*service_rows(s))),
+        Section("Fluid against simulated", _table(*check_rows(s)), checked),
+    ]
+    words = f"{s['days']} days, seed {s['seed']}. Cards held by the hour; services first, the rest as room is left."
+    return page(f"A week of {s['name']}", sections, subtitle=words)
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    return html_table([dict(zip(header, row, strict=True)) for row in rows])
 
 
 def comparison_html(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -192,16 +202,15 @@ def comparison_html(rows: Sequence[Mapping[str, Any]]) -> str:
         ("joules_per_token", "Energy a token"),
         ("cluster_usd", "Cost of the whole cluster"),
     ):
+        ratios = [r[key]["ratio"] for r in rows]
+        ends = [[r[key]["ratio"] if r[key][end] is None else r[key][end] for r in rows] for end in ("lo", "hi")]
         parts.append(
-            svg_charts.bars(
-                f"{title}, over that of {rows[0]['name']}",
-                {r["name"]: r[key]["ratio"] for r in rows},
-                "ratio",
-                spread={r["name"]: (r[key]["lo"], r[key]["hi"]) for r in rows if r[key]["hi"] is not None},
+            bar_chart(
+                [r["name"] for r in rows], {"ratio": ratios}, errors={"ratio": (ends[0], ends[1])},
+                title=f"{title}, over that of {rows[0]['name']}", value_label="ratio",
             )
-        )
-    parts.append(svg_charts.table(*comparison_rows(rows)))
-    return svg_charts.page("The same week on other cards", parts)
+        )  # fmt: skip
+    return page("The same week on other cards", [Section("", [*parts, _table(*comparison_rows(rows))])])
 
 
 def write(week: CloudWeek, folder: Path) -> None:

@@ -110,27 +110,23 @@ def write_placements(runs: Sequence[tuple[Placement, int]], path: Path) -> None:
 
 def html(summaries: Sequence[dict[str, Any]]) -> str:
     """The page: allocation against arrived load, a line a policy (mean over seeds), and the table."""
-    from trivet.report import svg_charts
+    from trivet.report.charts import Section, Series, html_table, line_chart, page
 
-    series: dict[str, tuple[list[float], list[float]]] = {}
-    bands: dict[str, tuple[list[float], list[float]]] = {}
+    series = []
     for policy in dict.fromkeys(s["policy"] for s in summaries):
         runs = [s["gpu_allocation_percent_at"] for s in summaries if s["policy"] == policy]
         loads = sorted({int(p) for r in runs for p in r})
         values = [[r[str(p)] for r in runs if str(p) in r] for p in loads]
-        series[policy] = ([float(p) for p in loads], [statistics.fmean(v) for v in values])
-        if len(runs) > 1:
-            bands[policy] = ([min(v) for v in values], [max(v) for v in values])
-    late = {k: ([p for p in x if p >= 70], y[-sum(p >= 70 for p in x):]) for k, (x, y) in series.items() if x and x[-1] > 80}
-    parts = [svg_charts.lines("GPU allocation against arrived load", series, "arrived GPU requests, % of the cluster",
-                              "allocated GPUs, %", bands=bands)]  # fmt: skip
+        ends = ([min(v) for v in values], [max(v) for v in values]) if len(runs) > 1 else (None, None)
+        series.append(Series(policy, [float(p) for p in loads], [statistics.fmean(v) for v in values], *ends))
+    labels: dict[str, Any] = {"x_label": "arrived GPU requests, % of the cluster", "y_label": "allocated GPUs, %"}
+    parts = [line_chart(series, title="GPU allocation against arrived load", **labels)]
+    late = [Series(one.name, one.x[one.x >= 70], one.y[one.x >= 70]) for one in series if len(one.x) and one.x[-1] > 80]
     if late:
-        floor = min(v for _, y in late.values() for v in y)
-        parts.append(svg_charts.lines("The same, from 70% on", late, "arrived GPU requests, % of the cluster",
-                                      "allocated GPUs, %", y_range=(floor, 100.0)))  # fmt: skip
+        parts.append(line_chart(late, title="The same, from 70% on", y_zero=False, **labels))
     header, rows = table_rows(summaries)
-    parts.append(svg_charts.table(header, rows))
-    return svg_charts.page("Placement", parts)
+    parts.append(html_table([dict(zip(header, row, strict=True)) for row in rows]))
+    return page("Placement", [Section("", parts)])
 
 
 def table_rows(summaries: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
@@ -173,6 +169,8 @@ def terminal(summaries: Sequence[dict[str, Any]], cpu_s: float, folder: str) -> 
         table.add_row(*row)
     console.print(table)
     tasks = sum(s["tasks"] for s in summaries)
-    console.print(f"{tasks:,} tasks placed or dropped in {cpu_s:.2f} CPU seconds: {tasks / max(cpu_s, 1e-9):,.0f} a second")
+    console.print(
+        f"{tasks:,} tasks placed or dropped in {cpu_s:.2f} CPU seconds: {tasks / max(cpu_s, 1e-9):,.0f} a second"
+    )
     if folder:
         console.print(f"Wrote {folder}/summary.json, {folder}/placements.parquet and {folder}/report.html")
