@@ -206,10 +206,27 @@ def test_scores_count_groups_alike() -> None:
 
 def test_left_out_families_on_measured_kernels(shared_data: Path) -> None:
     """The golden level: a family known by its data sheet only. Small samples, so with room above what a full fit reaches."""
-    fits = calibrate.calibrate_operators(shared_data / "kernels", ("gemm", "collective"), rows=80)
+    fits = calibrate.calibrate_operators(shared_data / "kernels", ("gemm", "gemm_narrow", "collective"), rows=80)
     by = {s.group: s for s in validate_operators.pooled(validate_operators.from_fits(fits.values()))}
     assert by["gemm", "bf16"].median_error < 0.19
     assert by["gemm", "fp8"].median_error < 0.24
     assert 0.68 < by["gemm", "bf16"].coverage < 0.92
     for op in ("all_gather", "all_reduce"):
         assert by["collective", op].median_error < 0.45
+
+
+def test_calibration_does_not_depend_on_the_number_of_threads(shared_data: Path) -> None:
+    """The command sets one thread itself: the same scores to the last digit whatever the environment asks for."""
+    import os
+    import subprocess
+    import sys
+
+    program = "from trivet.apps.cli.main import main; main()"
+    words = [sys.executable, "-c", program, "calibrate", str(shared_data / "kernels"), "--kinds", "scan"]
+    told = [
+        subprocess.run([*words, "--json"], env={**os.environ, "OPENBLAS_NUM_THREADS": n, "OMP_NUM_THREADS": n},
+                       capture_output=True, text=True, check=True).stdout
+        for n in ("1", "2")
+    ]  # fmt: skip
+    assert told[0]
+    assert told[0] == told[1]

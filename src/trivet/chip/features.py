@@ -18,13 +18,22 @@ from trivet.chip.terms import Terms
 from trivet.operators import Attention, Conv, Gemm, GroupedGemm, Scan, Stream
 
 Floats = NDArray[np.float64]
+# Operations a cycle and bandwidth of a typical unit; log of the peak per watt (TFLOP/s at UNIT_FLOPS) that all chips sustain;
+# share of its logarithm that goes with the size of a unit's matrix instructions.
+UNIT_FLOPS, UNIT_BANDWIDTH, SUSTAINED, FETCH_SAVED = 4096.0, 25e9, 0.3, 0.4
 FLOOR_CYCLES = 5000.0  # launch floor of a small kernel in clock cycles, typical: 2 to 3 us on the chips measured
+USUAL_CLOCK_HZ = 1.8e9
+HALF_CLOCKED = ("gemm", "gemm_narrow")
 _TINY = 1e-12
 
 
-def floor_seconds(point: ChipPoint) -> float:
-    """Typical launch floor of the chip: a fixed number of cycles, within the range of clocks seen."""
-    return FLOOR_CYCLES / min(max(point.clock_hz, 1.2e9), 2.6e9)
+def floor_seconds(point: ChipPoint, kind: str = "") -> float:
+    """Typical launch floor of the chip: a fixed number of cycles, within the range of clocks seen. Products': half of it
+    follows the units' clock, half (front end, memory) does not."""
+    clock = min(max(point.clock_hz, 1.2e9), 2.6e9)
+    if kind in HALF_CLOCKED:
+        return FLOOR_CYCLES / float(np.sqrt(clock * USUAL_CLOCK_HZ))
+    return FLOOR_CYCLES / clock
 
 
 def _log2(value: Any, lo: float, hi: float) -> Floats:
@@ -40,10 +49,10 @@ def _ln(value: Any, lo: float, hi: float) -> Floats:
     return np.log(np.clip(np.asarray(value, dtype=np.float64), *_limits(lo, hi)))
 
 
-def _common(parts: Terms, point: ChipPoint) -> list[Any]:
+def _common(parts: Terms, point: ChipPoint, kind: str = "") -> list[Any]:
     longest = np.maximum(parts.compute_s, parts.memory_s)
     return [
-        _ln(longest / floor_seconds(point), -4, 6),
+        _ln(longest / floor_seconds(point, kind), -4, 6),
         parts.fill,
         _ln(parts.waves, -4, 5),
         parts.warm,
@@ -73,7 +82,7 @@ def product_features(op: Gemm | Stream | Conv, parts: Terms, point: ChipPoint) -
     return [
         # Here and for scans: elsewhere the ratio tells chips apart more than shapes, and leads astray on one of another balance.
         _ln(parts.compute_s / (parts.memory_s + _TINY), -5, 5),
-        *_common(parts, point),
+        *_common(parts, point, "gemm"),
         _log2(m, 0, 15),
         _log2(n, 0, 16),
         _log2(k, 5, 16),
@@ -165,6 +174,7 @@ def scan_features(op: Scan, parts: Terms, point: ChipPoint) -> list[Any]:
 
 _FUNCTIONS: dict[str, Any] = {
     "gemm": product_features,
+    "gemm_narrow": product_features,
     "moe": grouped_features,
     "prefill": attention_features,
     "decode": attention_features,
@@ -185,11 +195,20 @@ def features(kind: str, op: Any, parts: Terms, point: ChipPoint, library: str = 
     return matrix.reshape(len(found), -1).T
 
 
-def covariates(point: ChipPoint) -> Floats:
-    """What a data sheet says beforehand about how close a chip comes to its peak, ``[covariates]``.
+def covariates(point: ChipPoint, kind: str = "") -> Floats:
+    """What a data sheet says beforehand about how close a chip comes to its peak and its bandwidth, ``[covariates]``.
 
     Peak per watt at this precision (a chip that promises more work a joule throttles earlier), and by how much it exceeds the
     2.7 TFLOP/s a watt beyond which every chip measured so far is held back by power or by feeding its units.
+
+    Products in 16 bits: peak per watt less what larger matrix instructions save (an operand fetched feeds more of them), as
+    far as it exceeds what every chip measured sustains; and bandwidth per unit: by Little's law a unit that is to read more
+    must have more reads in flight.
     """
+    if kind == "gemm":
+        each = float(np.log(point.peak_flops / point.units / point.clock_hz / UNIT_FLOPS))
+        power = float(np.log(point.peak_flops / point.watts / 1e12)) - FETCH_SAVED * each
+        little = float(np.log(point.bandwidth / point.units / UNIT_BANDWIDTH))
+        return np.array([np.clip(power - SUSTAINED, 0.0, 1.0), np.clip(little, -2.5, 1.5)])
     density = float(np.log(point.peak_flops / point.watts / 1e12))
     return np.array([np.clip(density, -1.0, 3.0), max(0.0, min(density, 3.0) - 1.0)])

@@ -9,7 +9,10 @@ import numpy as np
 
 from trivet.operators import Attention, Compute, Conv, Gemm, GroupedGemm, Scan, Stream
 
-KINDS = ("gemm", "moe", "prefill", "decode", "mla_prefill", "mla_decode", "scan")
+KINDS = ("gemm", "gemm_narrow", "moe", "prefill", "decode", "mla_prefill", "mla_decode", "scan")
+# Products of weights narrower than 16 bits run on other kernels, mostly with one ahead that quantises the activations.
+WIDE = ("bf16", "fp16", "fp32", "tf32")
+WEIGHT_ONLY = ("int8_wo", "int4_wo", "mxfp4")  # no such kernel ahead; measured under TensorRT-LLM alone
 LIBRARIES = ("vllm", "sglang", "trtllm")
 # Other names -> the calibrated library whose kernels come nearest (cuBLAS and FlashAttention run under all of these).
 _NEAREST = {
@@ -96,8 +99,8 @@ def portable_kernel(library: str, family: str, head_dim: Any, window: Any, preci
     return odd * 1.0
 
 
-def kind_of(op: Compute) -> str:
-    """Which family of kernels runs an operator; streams and convolutions borrow the products'."""
+def kind_of(op: Compute, library: str = "trtllm") -> str:
+    """Which family of kernels runs an operator under a library; streams and convolutions borrow the products'."""
     if isinstance(op, GroupedGemm):
         return "moe"
     if isinstance(op, Attention):
@@ -107,7 +110,8 @@ def kind_of(op: Compute) -> str:
     if isinstance(op, Scan):
         return "scan"
     assert isinstance(op, Gemm | Stream | Conv)
-    return "gemm"
+    label = precision_of(op)
+    return "gemm" if label in WIDE or (label in WEIGHT_ONLY and library != "trtllm") else "gemm_narrow"
 
 
 def precision_of(op: Any) -> str:

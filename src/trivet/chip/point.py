@@ -58,6 +58,7 @@ class ChipPoint:
     sigma_bandwidth: float
     sigma_cache: float
     bench: tuple[float, float, float]  # measured GEMM, GEMV, tiny GEMM; 0 = not measured
+    fed_flops: float = 0.0  # peak that operands can be fed at: halving their width at most doubles it; 0 = the peak
     fine_grained: bool = False  # a CPU: vectors, no tiles that a short product would leave empty
 
 
@@ -131,6 +132,8 @@ def _build(chip: Chip, dtype: str) -> ChipPoint:
     cache = sram if sram is not None else _positive(chip, "l2_bytes", 48e6, 0.5)
     vector = _positive(chip, "peak_flops_fp32", peak.value / 16.0, 0.3)
     bench = [fact_value(chip, name) for name in ("bench_gemm_4096_s", "bench_gemv_s", "bench_gemm_384_s")]
+    wider = fact_value(chip, "peak_flops_fp8") if math_dtype == "fp4" else None
+    fed = peak.value if wider is None else min(peak.value, 2.0 * wider.value)
     return ChipPoint(
         name=chip.name, family=chip.family, math=math_dtype, native=native, peak_flops=peak.value, vector_flops=vector.value,
         bandwidth=bandwidth.value, l2_bytes=cache.value, units=max(1.0, units.value),
@@ -140,5 +143,5 @@ def _build(chip: Chip, dtype: str) -> ChipPoint:
         watts=_positive(chip, "tdp_w", 500.0).value, launch_s=chip.get("launch_s") or 0.0,
         host_launch_s=chip.get("host_launch_s") or 0.0, sigma_compute=peak.log_sigma, sigma_bandwidth=bandwidth.log_sigma,
         sigma_cache=cache.log_sigma, bench=tuple(0.0 if b is None else b.value for b in bench),  # type: ignore[arg-type]
-        fine_grained=chip.role == "cpu",
+        fed_flops=fed, fine_grained=chip.role == "cpu",
     )  # fmt: skip

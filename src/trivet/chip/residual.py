@@ -50,6 +50,7 @@ class Kind:
     sigma_family: Floats  # [3] of an unseen chip of a known family
     spread: Floats  # [3, 5] log spread of a shape (measured, new, benchmarked chip), see ``own_sigma``
     adjust: dict[str, float] = field(default_factory=dict)  # "row|precision" -> shift of the log spread
+    centred: bool = False  # offsets but those measured are of a typical shape: less what the network says there (``centre.py``)
     kernels: tuple[str, ...] = ()  # indicator order of a kind that knows which kernel a library runs ("library/kernel")
 
 
@@ -176,6 +177,8 @@ def pack(kinds: dict[str, Kind]) -> dict[str, NDArray[Any]]:
             table = getattr(kind, part)
             out[f"{name}/{part}/names"] = np.array(sorted(table))
             out[f"{name}/{part}/values"] = np.array([table[key] for key in sorted(table)]).reshape(-1, 3)
+        if kind.centred:
+            out[f"{name}/centred"] = np.array(True)
         if kind.kernels:
             out[f"{name}/kernels"] = np.array(kind.kernels)
         out[f"{name}/adjust/names"] = np.array(sorted(kind.adjust), dtype=str)
@@ -200,7 +203,7 @@ def unpack(arrays: Any) -> dict[str, Kind]:
             arrays[f"{name}/mean"], arrays[f"{name}/scale"], table("group"), arrays[f"{name}/covariate"],
             arrays[f"{name}/centre"], table("family"), table("chip"), table("measured"), arrays[f"{name}/sigma_new"],
             arrays[f"{name}/sigma_family"], arrays[f"{name}/spread"],
-            {k: float(v) for k, v in table("adjust").items()},
+            {k: float(v) for k, v in table("adjust").items()}, f"{name}/centred" in arrays,
             tuple(str(k) for k in arrays[f"{name}/kernels"]) if f"{name}/kernels" in arrays else (),
         )  # fmt: skip
     return kinds

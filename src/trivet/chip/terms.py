@@ -23,6 +23,7 @@ TILES = np.array([[256, 128], [128, 256], [128, 128], [128, 64], [64, 128], [64,
 # Rows and columns loaded per multiply: a small tile starves the matrix unit. Relative rate 1/(1 + c (1/rows + 1/cols)).
 TILE_COST = 24.0
 SPLIT_K_MIN = 256.0  # shortest useful slice of the inner dimension, elements
+COPIES = 6.0  # kernel benchmarks of products go round as many sets of buffers, so that only small ones stay in the cache
 L2_OVER_HBM = 3.0  # bandwidth that products see from the last-level cache over that of the memory
 L2_BYTES_PER_CYCLE = 24.0  # what the cache gives one unit in a cycle where reads are spread evenly, as in attention
 # Decode reads keys once: a repeated call finds them in the cache as long as they fit, and none soon after (least recently used
@@ -66,6 +67,7 @@ def _memory_s(total_bytes: Floats, warm: Floats, point: ChipPoint, ratio: float 
 def _tiled(m: Floats, n: Floats, k: Floats, batch: Floats, point: ChipPoint) -> tuple[Floats, Floats, Floats]:
     """Compute time of ``batch`` products under the best tile and split of the inner dimension; fill; waves."""
     shape = np.broadcast_shapes(m.shape, n.shape, k.shape, batch.shape)
+    peak = point.fed_flops or point.peak_flops
     if point.fine_grained:
         ones = np.ones(shape)
         waves = np.maximum(m * n * batch / 4096.0 / point.units, 1.0)
@@ -77,7 +79,7 @@ def _tiled(m: Floats, n: Floats, k: Floats, batch: Floats, point: ChipPoint) -> 
     jobs = tiles * split
     waves = np.ceil(jobs / point.units)
     rate = (
-        point.peak_flops / point.units / (1.0 + TILE_COST * (1.0 / rows + 1.0 / cols)) * (1.0 + TILE_COST * 3.0 / 256.0)
+        peak / point.units / (1.0 + TILE_COST * (1.0 / rows + 1.0 / cols)) * (1.0 + TILE_COST * 3.0 / 256.0)
     )
     seconds = waves * (2.0 * rows * cols * k / split) / rate
     best = np.argmin(seconds, axis=0)[None, ...]
@@ -87,17 +89,27 @@ def _tiled(m: Floats, n: Floats, k: Floats, batch: Floats, point: ChipPoint) -> 
     return pick, np.minimum(1.0, best_jobs / (best_waves * point.units)), best_waves
 
 
+def _quantise_s(values: Floats, width: float, point: ChipPoint) -> Floats | float:
+    """A pass that reads activations in 16 bits and writes them ``width`` bytes wide, ahead of the product, then read there."""
+    if not point.native or width >= 2.0:
+        return 0.0
+    held = np.minimum(np.maximum(1.5 - values * ((2.0 + 2.0 * width) / max(point.l2_bytes, 1.0)), 0.0), 1.0)
+    return _memory_s(values * (2.0 + width), held, point)
+
+
 def gemm_terms(op: Gemm, point: ChipPoint, isolated: bool = False) -> Terms:
-    """Dense product: weights, activations and output cross the bus once; tiles and waves quantise the compute."""
+    """Dense product: weights, activations and output cross the bus once; tiles and waves quantise the compute. The pass that
+    quantises activations comes before either, so it lengthens both."""
     m, n, k, batch = (_array(v) for v in (op.m, op.n, op.k, op.batch))
     compute_s, fill, waves = _tiled(m, n, k, batch, point)
     activation = ACTIVATION_BYTES[op.dtype] if point.native else 2.0
     total = batch * (WEIGHT_BYTES[op.dtype] * n * k + activation * m * k + 2.0 * m * n)
-    warm = _warm(total, point, isolated)
+    warm = _warm(total * COPIES, point, isolated)
+    before = _quantise_s(batch * m * k, activation, point)
     flops = 2.0 * batch * m * n * k
     return Terms(
-        compute_s,
-        _memory_s(total, warm, point),
+        compute_s + before,
+        _memory_s(total, warm, point) + before,
         fill,
         waves,
         warm,

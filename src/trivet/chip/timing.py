@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from trivet.chip import residual
 from trivet.chip.benchmarks import Update, benchmarks, update
-from trivet.chip.features import covariates, features, floor_seconds
+from trivet.chip.centre import believed
+from trivet.chip.features import features, floor_seconds
 from trivet.chip.kernels import kind_of, precision_of, profile
 from trivet.chip.makers import maker_profile
 from trivet.chip.point import ChipPoint, chip_point
@@ -91,7 +92,7 @@ def time(
         return _stream(operator, chip_point(chip, "bf16"), isolated, graph)
     point = chip_point(chip, operator.dtype)
     wanted = profile(library, version)
-    kind = kind or kind_of(operator)
+    kind = kind or kind_of(operator, wanted.library)
     kinds = coefficients or residual.shipped()
     origin = chip.like or chip
     model = point if chip.like is None else chip_point(origin, operator.dtype)
@@ -102,7 +103,7 @@ def time(
     if not graph:
         host = point.host_launch_s or HOST_LAUNCH_S
         parts = (np.maximum(parts[0], host), *parts[1:4], np.maximum(parts[4], host))
-    return _seconds(operator, point, kinds[held], belief, parts, wanted.note)
+    return _seconds(operator, point, kinds[held], belief, parts, wanted.note, kind)
 
 
 # A CPU's kernels: 80% of the peak, 86% of the bandwidth, a call of about a microsecond.
@@ -153,7 +154,7 @@ def _belief(kinds: Kinds, chip: Chip, point: ChipPoint, kind: str, library: str,
     held = _BELIEFS.get(key)
     if held is not None and held[0] is kinds and held[1] is chip:
         return held[2]
-    offset, kernels, how, note = _prior(kinds[kind], chip, point, library, precision)
+    offset, kernels, how, note = _prior(kinds[kind], chip, point, kind, library, precision)
     sheet = np.array([point.sigma_compute, point.sigma_bandwidth, 0.0])
     sigma = np.hypot(sheet, kernels)
     measured = benchmarks(chip)
@@ -173,11 +174,11 @@ def _belief(kinds: Kinds, chip: Chip, point: ChipPoint, kind: str, library: str,
 
 
 def _prior(
-    learned: residual.Kind, chip: Chip, point: ChipPoint, library: str, precision: str
+    learned: residual.Kind, chip: Chip, point: ChipPoint, kind: str, library: str, precision: str
 ) -> tuple[Floats, Floats, str, str]:
     if point.fine_grained:
         return CPU_OFFSET, CPU_SIGMA, "new", ""
-    offset, kernels, how, note = residual.offsets(learned, point, library, precision, covariates(point))
+    offset, kernels, how, note = believed(learned, point, point, kind, library, precision)
     if how == "new":
         maker = maker_profile(chip)
         offset, kernels = offset + maker.offset, np.hypot(kernels, maker.sigma)
@@ -186,7 +187,7 @@ def _prior(
 
 def _update(kinds: Kinds, chip: Chip, library: str, measured: tuple[tuple[Gemm, float], ...]) -> Update:
     point = chip_point(chip, measured[0][0].dtype)
-    prior, kernels, _, _ = _prior(kinds["gemm"], chip, point, library, "bf16")
+    prior, kernels, _, _ = _prior(kinds["gemm"], chip, point, "gemm", library, "bf16")
 
     def predict(operator: Gemm, delta: Floats) -> tuple[float, Floats]:
         parts = predict_flat(kinds["gemm"], operator, point, "gemm", library, prior + delta, True, bounded=False)
@@ -216,7 +217,7 @@ def predict_flat(
     if point.fine_grained:
         correction = np.zeros_like(correction)  # what accelerators' kernels taught does not hold for a CPU
     value, *shares, floor = residual.combine(
-        ideal.compute_s.ravel(), ideal.memory_s.ravel(), floor_seconds(point), correction + offset
+        ideal.compute_s.ravel(), ideal.memory_s.ravel(), floor_seconds(point, kind), correction + offset
     )
     return (np.maximum(value, _physical_bound(kind, ideal, point)) if bounded else value, *shares, floor)
 
@@ -225,18 +226,18 @@ def _physical_bound(kind: str, ideal: Terms, point: ChipPoint) -> Floats:
     """No kernel is faster than the peak, nor reads what is not in cache faster than the memory gives it (for experts and
     scans the bytes are an expectation, not a bound). A bounded rate counts at the upper end of its interval."""
     bound = ideal.flops / point.peak_flops * np.exp(-Z80 * point.sigma_compute)
-    if kind in ("gemm", "prefill", "decode"):
+    if kind in ("gemm", "gemm_narrow", "prefill", "decode"):
         cold = ideal.bytes * (1.0 - ideal.warm) / point.bandwidth * np.exp(-Z80 * point.sigma_bandwidth)
         bound = np.maximum(bound, cold)
     return np.broadcast_to(bound, np.shape(ideal.compute_s)).ravel()
 
 
 def _seconds(
-    operator: Compute, point: ChipPoint, learned: residual.Kind, belief: _Belief, parts: tuple[Floats, ...], note: str
+    operator: Compute, point: ChipPoint, learned: residual.Kind, belief: _Belief, parts: tuple[Floats, ...], note: str, kind: str
 ) -> Seconds:
     value, compute, bandwidth, launch, floor = parts
     shares = np.column_stack([compute, bandwidth, launch])
-    size = np.log(np.maximum(value / floor_seconds(point), 1e-3))
+    size = np.log(np.maximum(value / floor_seconds(point, kind), 1e-3))
     own = residual.own_sigma(learned, shares, size, belief.how, belief.precision)
     total = np.sqrt(own**2 + ((shares * belief.sigma) ** 2).sum(1))
     said = [n for n in (note, belief.note, _widened(operator, point)) if n]

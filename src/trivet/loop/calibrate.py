@@ -16,21 +16,27 @@ from numpy.typing import NDArray
 from trivet.chip import residual
 from trivet.chip.benchmarks import update
 from trivet.chip.catalogue import chip as catalogue_chip
-from trivet.chip.features import covariates
+from trivet.chip.centre import believed, centre
 from trivet.chip.kernels import KINDS, attention_kernel
 from trivet.chip.point import chip_point
 from trivet.chip.timing import predict_flat
 from trivet.errors import TrivetError
 from trivet.loop.collective_tables import load_collectives
-from trivet.loop.fit_operators import Parts, Recipe, Trained, assemble, take_apart, train
+from trivet.loop.fit_operators import Recipe, Trained, take_apart, train
+from trivet.loop.fit_typical import assembled, centred, labelled
 from trivet.loop.operator_tables import Samples, load, read
 from trivet.operators import Gemm
 
 Floats = NDArray[np.float64]
 Z80 = 1.2815515655446004
 # Rows for each chip, engine and precision: enough to see every corner of the tables, few enough for minutes.
-ROWS = {"gemm": 1000, "moe": 800, "prefill": 800, "decode": 1000, "mla_prefill": 600, "mla_decode": 600, "scan": 400}
+ROWS = {
+    "gemm": 1000, "gemm_narrow": 1000, "moe": 800, "prefill": 800, "decode": 1000, "mla_prefill": 600, "mla_decode": 600,
+    "scan": 400,
+}  # fmt: skip
 RECIPES: dict[str, Recipe] = {kind: Recipe() for kind in KINDS} | {
+    "gemm": Recipe(epochs=80, bears=(0, 1), centred=True),
+    "gemm_narrow": Recipe(nearest=True),
     "collective": Recipe((24, 12), 100, 512, 4e-3, 1e-2, tether=0.1, members=3),
     "scan": Recipe((48, 24), 24, 1024, 4e-3, tether=0.001),
     "prefill": Recipe(kernels=True),
@@ -74,6 +80,8 @@ def predict(kind: residual.Kind, data: Samples, hide: bool = False) -> tuple[Flo
         family = str(data.family[rows[0]])
         point = _Named("" if hide else chip, "" if hide else family)
         offset, _, known, _ = residual.offsets(kind, point, library, precision, data.covariate[rows[0]])
+        if kind.centred and known != "measured":
+            offset = offset - centre(kind, chip_point(catalogue_chip(chip), precision), data.kind, library, precision)
         value, a, b, c, _ = residual.combine(
             data.base[rows, 0], data.base[rows, 1], data.base[rows[0], 2], correction[rows] + offset
         )
@@ -230,9 +238,9 @@ def _fit(
 
     trained = train(data, recipe, seed)
     told(1)
-    parts = take_apart(trained, data, recipe)
-    new, near = _spread_between(trained, data, recipe)
-    kind = assemble(trained, parts, data.precisions, new, near)
+    typical = centred(trained, data, recipe)
+    new, near = _spread_between(typical, data, recipe)
+    kind = assembled(trained, typical, data, recipe, new, near)
     outside, shares, _ = predict(kind, data)
     kept: dict[str, residual.Kind] = {}
     for index, family in enumerate(families):
@@ -241,10 +249,12 @@ def _fit(
             continue
         rest = data.take(data.family != family)
         other = train(rest, recipe, seed)
-        apart: Parts = take_apart(other, rest, recipe)
-        left = assemble(other, apart, data.precisions, new, near)
+        left = assembled(other, centred(other, rest, recipe), rest, recipe, new, near)
         kept[family] = left
-        outside[out], shares[out], _ = predict(left, data.take(out))
+        hidden = data.take(out)
+        if recipe.nearest:
+            hidden = replace(hidden, x=labelled(hidden, rest))
+        outside[out], shares[out], _ = predict(left, hidden)
         told(2 + index)
     inside, inside_shares, _ = predict(kind, data)
     weight = weights_of(data)
@@ -275,8 +285,8 @@ def calibrate_operators(
     for kind in kinds:
         data = load_collectives(folder) if kind == "collective" else load(folder, kind, rows or ROWS[kind])
         found[kind] = fit_kind(data, RECIPES[kind], seed, progress)
-        if kind == "gemm":
-            found[kind] = with_benchmarks(found[kind], folder)
+        if kind.startswith("gemm") and "gemm" in found:
+            found[kind] = with_benchmarks(found[kind], found["gemm"], folder)
     return found
 
 
@@ -302,21 +312,25 @@ def benchmark_rows(folder: Path) -> dict[str, tuple[tuple[Gemm, float], ...]]:
     return {catalogue_chip(c).name: tuple(v) for c, v in found.items() if len(v) >= 2}
 
 
-def predict_benchmarked(fit: Fit, measured: dict[str, tuple[tuple[Gemm, float], ...]]) -> tuple[Floats, Floats, Floats]:
-    """(seconds, shares, spread of the offsets [rows, 3]) with the family left out but the chip's microbenchmarks known."""
+def predict_benchmarked(
+    fit: Fit, wide: Fit, measured: dict[str, tuple[tuple[Gemm, float], ...]]
+) -> tuple[Floats, Floats, Floats]:
+    """(seconds, shares, spread of the offsets [rows, 3]) with the family left out but the chip's microbenchmarks known, which
+    are of the kind of ``wide``."""
     data = fit.data
     seconds, shares, spread = fit.outside_s.copy(), np.zeros((len(data.seconds), 3)), np.zeros((len(data.seconds), 3))
     for key, rows in _groups(data):
         name, library, precision = key.split("|")
         left = fit.left[str(data.family[rows[0]])]
-        offset, kernels, _, _ = residual.offsets(left, _Named(name, ""), library, precision, data.covariate[rows[0]])
+        unnamed, chip = _Named("", ""), catalogue_chip(name)
+        offset, kernels, _, _ = believed(left, unnamed, chip_point(chip, precision), data.kind, library, precision)
         sigma = kernels
         if name in measured:
-            point = chip_point(catalogue_chip(name), "bf16")
-            prior, before, _, _ = residual.offsets(left, _Named(name, ""), "vllm", "bf16", covariates(point))
+            point, base = chip_point(chip, "bf16"), wide.left[str(data.family[rows[0]])]
+            prior, before, _, _ = believed(base, unnamed, point, "gemm", "vllm", "bf16")
 
             def ask(
-                operator: Gemm, delta: Floats, kind: Any = left, where: Any = point, start: Any = prior
+                operator: Gemm, delta: Floats, kind: Any = base, where: Any = point, start: Any = prior
             ) -> tuple[float, Floats]:
                 parts = predict_flat(kind, operator, where, "gemm", "vllm", start + delta, True, bounded=False)
                 return float(parts[0][0]), np.array([parts[1][0], parts[2][0], parts[3][0]])
@@ -333,13 +347,13 @@ def predict_benchmarked(fit: Fit, measured: dict[str, tuple[tuple[Gemm, float], 
     return seconds, shares, spread
 
 
-def with_benchmarks(fit: Fit, folder: Path) -> Fit:
+def with_benchmarks(fit: Fit, wide: Fit, folder: Path) -> Fit:
     """The fit with the spread of a chip known by its microbenchmarks, from families left out."""
     from trivet.loop.fit_operators import weights_of
 
     measured = benchmark_rows(folder)
-    seconds, shares, spread = predict_benchmarked(fit, measured)
-    rows = np.isin(fit.data.chip, sorted(measured)) & (fit.data.precision == "bf16") & (fit.data.family != "battlemage")
+    seconds, shares, spread = predict_benchmarked(fit, wide, measured)
+    rows = np.isin(fit.data.chip, sorted(measured)) & (fit.data.family != "battlemage")
     if not rows.any():
         return fit
     error = np.abs(np.log(fit.data.seconds / seconds))[rows]

@@ -39,6 +39,9 @@ class Recipe:
     ridge: tuple[tuple[str, float], ...] = (
         ("library", 0.1), ("precision", 1.0), ("group", 1.0), ("covariate", 0.5), ("family", 3.0), ("chip", 1.0),
     )  # fmt: skip
+    bears: tuple[int, ...] = (0, 0)  # which offset (0 compute, 1 memory) each covariate bears on
+    centred: bool = False  # chips' offsets are those of a typical shape (``chip/centre.py``)
+    nearest: bool = False  # left out, a precision that no other family has is labelled as the nearest
     kernels: bool = False  # a second fit that knows which kernel each library runs on a family
     members: int = 1  # networks from as many seeds, joined into one whose corrections are their mean
 
@@ -237,10 +240,11 @@ def take_apart(
         names.append(("covariate", str(index)))
     design = np.column_stack(columns)
     # What a data sheet says of watts bears on the compute rate alone.
-    firm = [1e6 if what == "covariate" else p for (what, _), p in zip(names, penalty, strict=True)]
+    bears = [recipe.bears[int(label)] if what == "covariate" else -1 for what, label in names]
+    firm = [[1e6 if b not in (-1, j) else p for b, p in zip(bears, penalty, strict=True)] for j in range(3)]
     solution = np.column_stack(
         [
-            _robust_ridge(design[inside], values[inside, j], weight[inside], penalty if j == 0 else firm)
+            _robust_ridge(design[inside], values[inside, j], weight[inside], firm[j])
             for j in range(3)
         ]
     )

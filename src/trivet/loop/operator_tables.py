@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from trivet.chip.catalogue import chip as catalogue_chip
 from trivet.chip.features import covariates, features, floor_seconds
-from trivet.chip.kernels import KINDS, precision_of
+from trivet.chip.kernels import KINDS, WIDE, precision_of
 from trivet.chip.point import chip_point
 from trivet.chip.residual import indicators
 from trivet.chip.terms import terms
@@ -22,6 +22,7 @@ from trivet.loop.operator_rows import Columns, operator, precision
 Floats = NDArray[np.float64]
 FILES = {
     "gemm": ("gemm",),
+    "gemm_narrow": ("gemm",),
     "moe": ("moe",),
     "prefill": ("attention_context",),
     "decode": ("attention_generation",),
@@ -153,12 +154,12 @@ def _part(kind: str, op: str, group: dict[str, str], part: Any, precisions: tupl
     label = precision_of(found)
     rows = len(part)
     ones = np.broadcast_to(indicators(precisions, library, label), (rows, 3 + len(precisions)))
-    base = np.column_stack([ideal.compute_s, ideal.memory_s, np.full(rows, floor_seconds(point))])
+    base = np.column_stack([ideal.compute_s, ideal.memory_s, np.full(rows, floor_seconds(point, kind))])
     return Samples(
         kind, precisions, np.hstack([features(kind, found, ideal, point, library), ones]), base,
         part["latency"].cast(float).to_numpy() * 1e-3, np.full(rows, part_chip.name, "U32"),
         np.full(rows, part_chip.family, "U24"), np.full(rows, library, "U16"), np.full(rows, label, "U16"),
-        np.broadcast_to(covariates(point), (rows, 2)).copy(),
+        np.broadcast_to(covariates(point, kind), (rows, 2)).copy(),
     )  # fmt: skip
 
 
@@ -166,4 +167,13 @@ def load(folder: Path, kind: str, per_group: int, seed: int = 7) -> Samples:
     """Samples of one of ``KINDS`` from a folder of kernel tables."""
     if kind not in KINDS:
         raise TrivetError(f"unknown kind {kind!r}", field="kind", allowed=KINDS)
-    return samples(kind, {op: read(folder, op, per_group, seed) for op in FILES[kind]})
+    return samples(kind, {op: _share(kind, op, read(folder, op, per_group, seed)) for op in FILES[kind]})
+
+
+def _share(kind: str, op: str, frame: Any) -> Any:
+    """The rows of a table that are of a kind: products of narrow weights are apart."""
+    if kind not in ("gemm", "gemm_narrow"):
+        return frame
+    labels = {name: precision(name) for name in frame[PRECISION_COLUMNS[op][0]].unique().to_list()}
+    mine = [name for name, label in labels.items() if (label in WIDE) == (kind == "gemm")]
+    return frame.filter(frame[PRECISION_COLUMNS[op][0]].is_in(mine))

@@ -44,7 +44,7 @@ def from_fits(fits: Iterable[Fit]) -> Compared:
     found = list(fits)
     parts: dict[str, list[Any]] = {name: [] for name in ("op", "dtype", "chip", "family", "engine")}
     for fit in found:
-        parts["op"].append(np.full(len(fit.data.seconds), fit.data.kind, "U16"))
+        parts["op"].append(np.full(len(fit.data.seconds), fit.data.kind.removesuffix("_narrow"), "U16"))
         for name, column in (("dtype", "precision"), ("chip", "chip"), ("family", "family"), ("engine", "library")):
             parts[name].append(getattr(fit.data, column))
     measured = np.concatenate([f.data.seconds for f in found])

@@ -1,0 +1,51 @@
+"""Fitted networks as coefficients: offsets of typical shapes, and labels that the rest of the data knows."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trivet.chip import residual
+from trivet.chip.catalogue import chip as catalogue_chip
+from trivet.chip.centre import centre
+from trivet.chip.kernels import nearest_precision
+from trivet.chip.point import chip_point
+from trivet.loop.fit_operators import Parts, Recipe, Trained, assemble, take_apart
+from trivet.loop.operator_tables import Samples
+
+Floats = NDArray[np.float64]
+
+
+def assembled(
+    trained: Trained, typical: Trained, data: Samples, recipe: Recipe, new: Floats, near: Floats
+) -> residual.Kind:
+    """Coefficients from a network and the offsets to take apart; their spread is still to be calibrated."""
+    parts = take_apart(typical, data, recipe)
+    return replace(assemble(trained, parts, data.precisions, new, near), centred=recipe.centred)
+
+
+def centred(trained: Trained, data: Samples, recipe: Recipe) -> Trained:
+    """The same with the offsets of a typical shape, as they are taken apart."""
+    if not recipe.centred:
+        return trained
+    bare = assemble(trained, Parts({}, np.zeros((0, 3)), np.zeros(0), {}, {}), data.precisions, np.zeros(3), np.zeros(3))
+    found = {}
+    for key, offset in trained.offsets.items():
+        chip, library, precision = key.split("|")
+        point = chip_point(catalogue_chip(chip), precision)
+        found[key] = offset + centre(bare, point, data.kind, library, precision)
+    return replace(trained, offsets=found)
+
+
+def labelled(data: Samples, rest: Samples) -> NDArray[np.float32]:
+    """Features of ``data`` with precisions that ``rest`` lacks labelled as the nearest that it has."""
+    x, seen = data.x.copy(), tuple(p for p in data.precisions if (rest.precision == p).any())
+    start = x.shape[1] - len(data.precisions)
+    for number, label in enumerate(data.precisions):
+        mine = data.precision == label
+        if label not in seen and mine.any():
+            x[mine, start + number] = 0.0
+            x[mine, start + data.precisions.index(nearest_precision(label, seen))] = 1.0
+    return x
