@@ -15,13 +15,22 @@ from typer.testing import CliRunner
 from trivet.chip.catalogue import chip
 from trivet.cloud.deployment import Deployment, EngineSettings
 from trivet.errors import TrivetError
-from trivet.loop.calibrate_residual import LeftOut, Task, fit_scales, folds, score_and_gradient, widths_of
+from trivet.loop.calibrate_residual import (
+    LeftOut,
+    Task,
+    fit_scales,
+    folds,
+    score_and_gradient,
+    share_and_lean,
+    widths_of,
+)
 from trivet.loop.predict_serving import COLUMNS, csv_text, predict, serving_point
 from trivet.loop.serving_features import CONTINUOUS, NAMED, Features
 from trivet.loop.serving_residual import (
     CAMPAIGN,
     FORMS,
     Process,
+    Widths,
     condition_exactly,
     covariance,
     encode,
@@ -119,6 +128,16 @@ def test_other_makers_and_unpublished_fields_widen() -> None:
     assert widths[2] > widths[1] * 0.99
 
 
+def test_an_unknown_version_and_a_wide_interval_are_told() -> None:
+    known, other, chip_, hidden = predict(
+        Table([ROW, {**ROW, "engine_version": "9.9.9"}, {**ROW, "chip": "mi300x"}, {**ROW, "chip": "zhenwu-810e"}])
+    )
+    assert known.note == ""
+    assert "vllm 9.9.9 has no profile" in other.note
+    assert "no serving measurement" in chip_.note
+    assert "is not published" in hidden.note
+
+
 def test_point_for_a_plan() -> None:
     d = Deployment(read("Qwen/Qwen3-32B"), chip("h200"), Layout(tp=4), EngineSettings())
     few, many = serving_point(d, 1024, 512, [4, 64])
@@ -214,6 +233,18 @@ def test_scales_carry_over_what_names_cannot() -> None:
     process = fit_process(found.rows(~mask), target[~mask], FORM, logs, noise[~mask], odd[~mask])
     mean, _ = process.predict(found.rows(mask))
     assert np.abs(target[mask] - mean).mean() < 0.6 * np.abs(target[mask]).mean()
+
+
+def test_the_value_leans_to_the_least_relative_error() -> None:
+    """For a log-normal the least mean relative error is one variance below the median; the median stays the middle."""
+    target = np.random.default_rng(6).normal(size=4000) * 0.7
+    _, lean = share_and_lean(target, np.zeros(4000), np.full(4000, 0.3))
+    assert 0.2 <= lean <= 1.0
+    found = _features(60)
+    widths = Widths(np.ones(3), np.full(3, lean), (), np.ones((3, 1)))
+    part = fit_process(found, target[:60], FORM, FORM.start(), None, None, widths).correct(found)
+    assert np.all(part.value < part.middle)
+    assert np.all(part.value > part.middle - 1.2815515655446004 * part.deviation)
 
 
 def test_widths_cover_each_group_and_all() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 from trivet.cloud.deployment import Deployment
 from trivet.cloud.serving.steady import Steady
 from trivet.errors import TrivetError
-from trivet.loop.serving_features import features
+from trivet.loop.serving_features import NAMED, features
 from trivet.loop.serving_model import Compiler, steady
 from trivet.loop.serving_residual import Process, shipped
 from trivet.loop.serving_rows import Case, Pool, Table, Unread, understand
@@ -125,15 +124,17 @@ def predict_cases(
             report("serving", number, len(cases))
     good = [i for i, found in enumerate(physics) if found is not None]
     own = [_own(cases[i], compiler) for i in good]
-    intervals = _intervals([cases[i] for i in good], [s for s in physics if s is not None], processes, own, compiler)
+    kept = [cases[i] for i in good]
+    intervals, tiers = _intervals(kept, [s for s in physics if s is not None], processes, own, compiler)
+    remarks = _remarks(kept, tiers, own, processes["tpot"])
     out: list[Prediction] = []
-    answered = dict(zip(good, intervals, strict=True))
+    answered = {i: (*pair, remark) for i, pair, remark in zip(good, intervals, remarks, strict=True)}
     for i, case in enumerate(cases):
         if i not in answered:
             out.append(Prediction(case.id, None, None, reasons[i]))
             continue
-        ttft, tpot = answered[i]
-        notes = [*case.notes, *(compiler.kv_tokens(pool.deployment)[1] for pool in case.pools)]
+        ttft, tpot, remark = answered[i]
+        notes = [*case.notes, *remark, *(compiler.kv_tokens(pool.deployment)[1] for pool in case.pools)]
         out.append(Prediction(case.id, ttft, tpot, "; ".join(n for n in notes if n)))
     return out
 
@@ -144,28 +145,43 @@ def _intervals(
     processes: Mapping[str, Process],
     own: list[dict[str, float]],
     compiler: Compiler,
-) -> list[tuple[Interval, Interval]]:
+) -> tuple[list[tuple[Interval, Interval]], NDArray[np.int64]]:
+    """((TTFT, TPOT) of each case, its tier: see ``Process.tier``)."""
     if not cases:
-        return []
+        return [], np.zeros(0, dtype=np.int64)
     found = features(cases, physics, compiler)
-    sides = []
+    sheet = np.array([_chip_sigma(case)[0] for case in cases])
+    sides, tiers = [], np.zeros(0, dtype=np.int64)
     for name in ("ttft", "tpot"):
-        process = processes[name]
-        mean, deviation = process.correct(found)
+        part = processes[name].correct(found)
         raw = np.array([float(getattr(s, f"{name}_s")) for s in physics])
-        calibrated = np.array([sigma[name] for sigma in own])
-        mean, deviation = np.where(calibrated > 0, 0.0, mean), np.where(calibrated > 0, calibrated, deviation)
-        half = Z80 * deviation
-        sheet = np.array([Z80 * _chip_sigma(case) for case in cases])
-        half = np.hypot(half, np.where(calibrated > 0, 0.0, sheet))
-        value = raw * np.exp(mean)
-        sides.append(
-            [
-                Interval(float(v), float(v * math.exp(-h)), float(v * math.exp(h)))
-                for v, h in zip(value, half, strict=True)
-            ]
-        )
-    return list(zip(sides[0], sides[1], strict=True))
+        sigma = np.array([spread[name] for spread in own])
+        half = Z80 * np.where(sigma > 0, sigma, np.hypot(part.deviation, sheet))
+        middle, shift = np.where(sigma > 0, 0.0, part.middle), np.where(sigma > 0, 0.0, part.value)
+        columns = (raw * np.exp(shift), raw * np.exp(middle - half), raw * np.exp(middle + half))
+        sides.append([Interval(*row) for row in zip(*(column.tolist() for column in columns), strict=True)])
+        tiers = part.tier
+    return list(zip(sides[0], sides[1], strict=True)), tiers
+
+
+def _remarks(
+    cases: Sequence[Case], tiers: NDArray[np.int64], own: Sequence[Mapping[str, float]], process: Process
+) -> list[list[str]]:
+    """What was fallen back on, and what makes an interval wide."""
+    versions = {setup.rpartition(" ")[0] for setup in process.vocabulary[NAMED.index("setup")]}
+    out = []
+    for case, tier, spread in zip(cases, tiers.tolist(), own, strict=True):
+        notes, engine, version = [], case.group["engine"], case.group["version"]
+        if version and f"{engine} {version}" not in versions:
+            notes.append(f"{engine} {version} has no profile: what its other versions have in common is used")
+        if not spread["tpot"]:
+            sigma, unknown = _chip_sigma(case)
+            if tier == 2:
+                notes.append(f"the interval is wide: no serving measurement of the family {case.group['family']}")
+            if sigma > 0.1:
+                notes.append(f"the interval is wide: {unknown} of {case.group['chip']} is not published")
+        out.append(notes)
+    return out
 
 
 def _own(case: Case, compiler: Compiler) -> dict[str, float]:
@@ -175,11 +191,13 @@ def _own(case: Case, compiler: Compiler) -> dict[str, float]:
     return {name: min(getattr(c, f"{name}_sigma") for c in constants) for name in ("ttft", "tpot")}
 
 
-def _chip_sigma(case: Case) -> float:
-    """Log spread that unpublished fields of the chip bring (0 for chips whose sheet is complete)."""
+def _chip_sigma(case: Case) -> tuple[float, str]:
+    """(log spread that unpublished fields of the chip bring, 0 for chips whose sheet is complete; the field)."""
     chip = case.pools[-1].deployment.chip
     names = ("memory_bandwidth_bytes_per_s", "peak_flops_bf16")
-    return max((fact.log_sigma for name in names if (fact := chip.facts.get(name)) is not None), default=0.0)
+    return max(
+        ((fact.log_sigma, name) for name in names if (fact := chip.facts.get(name)) is not None), default=(0.0, "")
+    )
 
 
 def csv_text(predictions: Sequence[Prediction]) -> str:

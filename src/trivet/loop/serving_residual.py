@@ -156,15 +156,30 @@ def covariance(a: Codes, b: Codes, form: Form, logs: Floats, odd: Floats, dtype:
 @dataclass(frozen=True, slots=True, eq=False)
 class Widths:
     """What cases left out asked for, by tier (see ``Process.tier``): the ``share`` of the mean that helps, and factors on the
-    deviation [tiers, groups + 1] so that 80% fall inside; ``groups`` are "engine mode", the last column is any other."""
+    deviation [tiers, groups + 1] so that 80% fall inside; ``groups`` are "engine mode", the last column is any other.
+
+    A relative error counts a value twice too high for more than one half too low, so the value with the least expected one
+    lies ``lean`` variances below the middle (1 were the distribution log-normal).
+    """
 
     share: Floats
+    lean: Floats
     groups: tuple[str, ...]
     factor: Floats
 
 
 def plain_widths() -> Widths:
-    return Widths(np.ones(3), (), np.ones((3, 1)))
+    return Widths(np.ones(3), np.zeros(3), (), np.ones((3, 1)))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Corrected:
+    """Logs of measured / physics per row: the middle of the interval, its standard deviation, the value to report; the tier."""
+
+    middle: Floats
+    deviation: Floats
+    value: Floats
+    tier: NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -211,14 +226,14 @@ class Process:
         known = dict(zip(self.codes.joint[:, term].tolist(), self.odd.tolist(), strict=True))
         return np.array([known.get(code, 1.0) for code in codes.joint[:, term].tolist()])
 
-    def correct(self, found: Features) -> tuple[Floats, Floats]:
-        """(shift, deviation) for use: each tier takes its share of the mean and, by engine and mode, its factor on the
-        deviation."""
+    def correct(self, found: Features) -> Corrected:
+        """What to use: each tier takes its share of the mean and, by engine and mode, its factor on the deviation."""
         mean, deviation = self.predict(found)
         tier = self.tier(found)
         index = {name: i for i, name in enumerate(self.widths.groups)}
         group = [index.get(name, len(index)) for name in group_names(found)]
-        return self.widths.share[tier] * mean, self.widths.factor[tier, group] * deviation
+        middle, spread = self.widths.share[tier] * mean, self.widths.factor[tier, group] * deviation
+        return Corrected(middle, spread, middle - np.minimum(self.widths.lean[tier] * spread**2, spread), tier)
 
     def tier(self, found: Features) -> NDArray[np.int64]:
         """0: of a campaign that was fitted (same set-up, model, chip, precision and mode); 1: of a chip family that was; 2:
@@ -284,9 +299,10 @@ def shipped() -> dict[str, Process]:
     found = Features(held["x"].astype(np.float64), held["names"])
     out = {}
     for name, form in FORMS.items():
-        target, logs, noise, odd, share, factor = (
-            held[f"{name}_{what}"].astype(np.float64) for what in ("target", "logs", "noise", "odd", "share", "factor")
+        target, logs, noise, odd, share, lean, factor = (
+            held[f"{name}_{what}"].astype(np.float64)
+            for what in ("target", "logs", "noise", "odd", "share", "lean", "factor")
         )
-        widths = Widths(share, tuple(held[f"{name}_groups"].tolist()), factor)
+        widths = Widths(share, lean, tuple(held[f"{name}_groups"].tolist()), factor)
         out[name] = fit_process(found, target, form, logs, noise, odd, widths)
     return out

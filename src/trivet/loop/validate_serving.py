@@ -111,13 +111,13 @@ def _left_out(
             process = fit_process(
                 found.rows(~mask), targets[name][~mask], FORMS[name], held.logs, noise[~mask], odd[~mask], held.widths
             )
-            mean, deviation = process.correct(found.rows(mask))
-            measured = np.array([getattr(row, f"{name}_s") for row in left])
-            predicted = measured * np.exp(-targets[name][mask]) * np.exp(mean)
-            half = Z80 * deviation
+            part = process.correct(found.rows(mask))
+            physics = np.array([getattr(row, f"{name}_s") for row in left]) * np.exp(-targets[name][mask])
+            half = Z80 * part.deviation
+            values = (physics * np.exp(shift) for shift in (part.value, part.middle - half, part.middle + half))
             out += [
-                _checked(row, name, split, float(p), float(p * np.exp(-h)), float(p * np.exp(h)))
-                for row, p, h in zip(left, predicted, half, strict=True)
+                _checked(row, name, split, *(float(v) for v in found_row))
+                for row, *found_row in zip(left, *values, strict=True)
             ]
     return out
 
