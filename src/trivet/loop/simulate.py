@@ -216,8 +216,6 @@ def _notes(scenario: Scenario, deployments: tuple[Deployment, ...]) -> tuple[str
             "Attention-DP ranks are simulated as replicas of their own; "
             "waiting for the slowest rank is in the step's calibration only."
         )
-    if any(group.role == "prefill" for group in scenario.fleet):
-        notes.append("A prefill replica frees a prompt's blocks when the prompt is done, not when its KV has arrived.")
     if len({d.settings.engine for d in deployments}) == 1 and deployments[0].settings.speculative_tokens:
         notes.append("Speculative decoding advances every sequence by the expected tokens of a step.")
     return tuple(notes)

@@ -40,7 +40,7 @@ class Traffic:
             a first one. A request with a previous one is released at the later of ``arrival_s`` and the end of
             the previous one plus ``think_s``.
         think_s: float64 >= 0, see ``previous``; None counts as 0.
-        priority: int32, higher is served first; None = all equal.
+        priority: int32, the lowest value is served first (as in vLLM); None = all equal.
         client, model, adapter: int32 ids >= 0 (adapter -1 = the base model); None where there is only one.
         image_tokens: int32 >= 0, the part of ``input_tokens`` that a vision tower makes; None = none.
         reasoning_tokens: int32 >= 0, the part of ``output_tokens`` spent thinking; None = unknown.
