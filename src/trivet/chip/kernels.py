@@ -67,6 +67,8 @@ def attention_kernel(library: str, family: str, precision: str, kind: str) -> st
     older ones, which differ on Hopper and, in decode, with an FP8 cache. "+80" marks FlashAttention 3 on Ampere.
     """
     found = _ATTENTION.get((library, family), "")
+    if library == "sglang" and kind == "prefill" and precision == "bf16+fp8" and found in ("fa3", "gen"):
+        return "triton"  # the fast ones there take an FP8 cache with FP8 queries only
     if found == "fa2" and precision.endswith("fp8"):
         return "fi"
     if found == "fa3" and family == "ampere":
@@ -74,7 +76,7 @@ def attention_kernel(library: str, family: str, precision: str, kind: str) -> st
     if found == "xqa":
         name = found if kind.endswith("decode") else "fmha"
         eight = "8" if name == "xqa" and precision.endswith("fp8") else ""
-        hopper = family == "hopper" and (eight or name == "fmha")
+        hopper = family == "hopper" and (eight or name == "fmha" or kind.startswith("mla"))
         return name + eight + ("+90" if hopper else "")
     return found
 
@@ -90,6 +92,8 @@ def portable_kernel(library: str, family: str, head_dim: Any, window: Any, preci
             odd = (head > 256.0) | ((head == 256.0) & (span > 0.0))
             if precision == "bf16+fp8" and kind == "prefill":
                 odd = head > 0.0
+        elif family == "blackwell" and precision == "bf16+fp8" and kind == "prefill":
+            odd = head > 128.0
         elif family != "blackwell":
             odd = odd | (head < 128.0)
             if family == "blackwell-gddr":

@@ -17,11 +17,12 @@ from trivet.chip import residual
 from trivet.chip.benchmarks import update
 from trivet.chip.catalogue import chip as catalogue_chip
 from trivet.chip.centre import believed, centre
-from trivet.chip.kernels import KINDS, attention_kernel
+from trivet.chip.kernels import KINDS
 from trivet.chip.point import chip_point
 from trivet.chip.timing import predict_flat
 from trivet.errors import TrivetError
 from trivet.loop.collective_tables import load_collectives
+from trivet.loop.fit_kernels import damped, library_columns, measured_elsewhere, with_kernels
 from trivet.loop.fit_operators import Recipe, Trained, take_apart, train
 from trivet.loop.fit_typical import assembled, centred, labelled
 from trivet.loop.operator_tables import Samples, load, read
@@ -42,8 +43,8 @@ RECIPES: dict[str, Recipe] = {kind: Recipe() for kind in KINDS} | {
     "prefill": Recipe(kernels=True),
     "decode": Recipe(kernels=True),
     # Few rows and one model's shapes: a smaller network, held closer to the physics.
-    "mla_prefill": Recipe((48, 24), 24, 1024, 4e-3, 0.5),
-    "mla_decode": Recipe((48, 24), 24, 1024, 4e-3, 0.5),
+    "mla_prefill": Recipe((48, 24), 24, 1024, 4e-3, 0.5, kernels=True),
+    "mla_decode": Recipe((48, 24), 24, 1024, 4e-3, 0.5, kernels=True),
 }
 ALL_KINDS = (*KINDS, "collective")
 Progress = Callable[[str, float], None]
@@ -193,7 +194,7 @@ def fit_kind(data: Samples, recipe: Recipe, seed: int = 0, progress: Progress | 
     named, kernels = with_kernels(data)
     elsewhere = measured_elsewhere(named)
     close = _fit(named, recipe, seed, progress, elsewhere)
-    far = _fit(data, recipe, seed, progress, ~elsewhere)
+    far = _fit(data, damped(recipe), seed, progress, ~elsewhere, library_columns(data))
     return replace(
         far,
         inside_s=close.inside_s,
@@ -203,30 +204,16 @@ def fit_kind(data: Samples, recipe: Recipe, seed: int = 0, progress: Progress | 
     )
 
 
-def with_kernels(data: Samples) -> tuple[Samples, tuple[str, ...]]:
-    """Samples whose library is "library/kernel", with an indicator for each kernel, and the kernels in that order."""
-    names, inverse, _ = data.groups
-    first = {key: data.family[row] for key, row in zip(names, data.groups[2], strict=True)}
-    of_key = [attention_kernel(k.split("|")[1], str(first[k]), k.split("|")[2], data.kind) for k in names]
-    kernel = np.array(of_key)[inverse]
-    kernels = tuple(sorted({k for k in of_key if k}))
-    ones = (kernel[:, None] == np.array(kernels)).astype(np.float32)
-    library = np.char.add(np.char.add(data.library, "/"), kernel).astype("U16")
-    return replace(data, x=np.hstack([data.x, ones]), library=library), kernels
-
-
-def measured_elsewhere(data: Samples) -> NDArray[Any]:
-    """Rows whose kernel, named in the library, was measured at this precision on another family too."""
-    pair = np.char.add(np.char.add(data.library, "|"), data.precision)
-    families = {p: set(np.unique(data.family[pair == p])) for p in np.unique(pair)}
-    several = np.array([len(families[p]) > 1 for p in pair])
-    return several & ~np.char.endswith(data.library, "/")
-
-
 def _fit(
-    data: Samples, recipe: Recipe, seed: int = 0, progress: Progress | None = None, asked: NDArray[Any] | None = None
+    data: Samples,
+    recipe: Recipe,
+    seed: int = 0,
+    progress: Progress | None = None,
+    asked: NDArray[Any] | None = None,
+    masked: slice | None = None,
 ) -> Fit:
-    """One fit; ``asked``: the rows to predict with their family left out, and on which the spread is calibrated (all)."""
+    """One fit; ``asked``: the rows to predict with their family left out, and on which the spread is calibrated (all);
+    ``masked``: columns that the network may not use."""
     from trivet.loop.fit_operators import weights_of
 
     asked = np.ones(len(data.seconds), bool) if asked is None else asked
@@ -236,7 +223,7 @@ def _fit(
         if progress is not None:
             progress(data.kind, done / (1 + len(families)))
 
-    trained = train(data, recipe, seed)
+    trained = train(data, recipe, seed, hidden=masked)
     told(1)
     typical = centred(trained, data, recipe)
     new, near = _spread_between(typical, data, recipe)
@@ -248,7 +235,7 @@ def _fit(
         if not out.any():
             continue
         rest = data.take(data.family != family)
-        other = train(rest, recipe, seed)
+        other = train(rest, recipe, seed, hidden=masked)
         left = assembled(other, centred(other, rest, recipe), rest, recipe, new, near)
         kept[family] = left
         hidden = data.take(out)

@@ -113,8 +113,21 @@ def _forward(
     return value, slope, layers
 
 
-def train(data: Samples, recipe: Recipe, seed: int = 0, progress: Callable[[float], None] | None = None) -> Trained:
-    """Fit network and offsets to ``data``; deterministic in data, recipe and seed."""
+def train(
+    data: Samples,
+    recipe: Recipe,
+    seed: int = 0,
+    progress: Callable[[float], None] | None = None,
+    hidden: slice | None = None,
+) -> Trained:
+    """Fit network and offsets to ``data``; deterministic in data, recipe and seed. ``hidden`` columns have no effect."""
+    if hidden is not None:
+        x = data.x.copy()
+        x[:, hidden] = 0.0
+        found = train(replace(data, x=x), recipe, seed, progress)
+        first = found.weights[0].copy()
+        first[hidden] = 0.0
+        return replace(found, weights=(first, *found.weights[1:]))
     if recipe.members > 1:
         alone = replace(recipe, members=1)
         return _joined([train(data, alone, seed + member, progress) for member in range(recipe.members)])

@@ -1,0 +1,47 @@
+"""Samples that know which attention kernel a library runs on a family, and how the fit that does not know it is held back."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trivet.chip.kernels import LIBRARIES, attention_kernel
+from trivet.loop.fit_operators import Recipe
+from trivet.loop.operator_tables import Samples
+
+# Of a kernel that is not known the library's name says little: damped offsets, and no shapes of its own.
+DAMPED = {"library": 1.0, "group": 10.0}
+
+
+def damped(recipe: Recipe) -> Recipe:
+    """The recipe for kernels that are not known."""
+    return replace(recipe, ridge=tuple((name, DAMPED.get(name, value)) for name, value in recipe.ridge))
+
+
+def library_columns(data: Samples) -> slice:
+    """Where the indicators of the libraries stand among the features."""
+    last = data.x.shape[1] - len(data.precisions)
+    return slice(last - len(LIBRARIES), last)
+
+
+def with_kernels(data: Samples) -> tuple[Samples, tuple[str, ...]]:
+    """Samples whose library is "library/kernel", with an indicator for each kernel, and the kernels in that order."""
+    names, inverse, _ = data.groups
+    first = {key: data.family[row] for key, row in zip(names, data.groups[2], strict=True)}
+    of_key = [attention_kernel(k.split("|")[1], str(first[k]), k.split("|")[2], data.kind) for k in names]
+    kernel = np.array(of_key)[inverse]
+    kernels = tuple(sorted({k for k in of_key if k}))
+    ones = (kernel[:, None] == np.array(kernels)).astype(np.float32)
+    library = np.char.add(np.char.add(data.library, "/"), kernel).astype("U16")
+    return replace(data, x=np.hstack([data.x, ones]), library=library), kernels
+
+
+def measured_elsewhere(data: Samples) -> NDArray[Any]:
+    """Rows whose kernel, named in the library, was measured at this precision on another family too."""
+    pair = np.char.add(np.char.add(data.library, "|"), data.precision)
+    families = {p: set(np.unique(data.family[pair == p])) for p in np.unique(pair)}
+    several = np.array([len(families[p]) > 1 for p in pair])
+    return several & ~np.char.endswith(data.library, "/")
