@@ -99,7 +99,8 @@ def simulate_stream(
         if rows.shape[0]:
             begin = min(begin, int(rows[:, k.O_ARRIVAL].min()))
             done = rows[rows[:, k.O_STATUS] == k.DONE]
-            end = max(end, int((done[:, k.O_LAST] + late[done[:, k.O_REPLICA]]).max(initial=0)))
+            served = np.where(done[:, k.O_PREFILL_REPLICA] >= 0, done[:, k.O_PREFILL_REPLICA], done[:, k.O_REPLICA])
+            end = max(end, int((done[:, k.O_LAST] + late[served]).max(initial=0)))
         hour = (
             int(run.state.run[k.G_NOW]) // round(HOUR_S * k.PS)
             if not len(traffic)
