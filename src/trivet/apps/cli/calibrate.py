@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import typer
@@ -58,6 +59,7 @@ def calibrate(
     """
     from trivet.errors import TrivetError
 
+    _one_thread()
     if bench:
         from trivet.apps.cli.calibrate_bench import Launched, run
 
@@ -76,6 +78,13 @@ def calibrate(
             field="calibrate",
             allowed="a FOLDER of kernel tables, --chip NAME, --bench RESULT.json, --serving FILE or --training FILE",
         )
+
+
+def _one_thread() -> None:
+    """Linear algebra on one thread, so that sums have one order and the coefficients are the same bit for bit everywhere;
+    the products are small, and more threads are slower. It holds where numpy is not imported yet, as from the command line."""
+    for library in ("OMP", "OPENBLAS", "MKL", "BLIS"):
+        os.environ[f"{library}_NUM_THREADS"] = "1"
 
 
 def _folder(folder: Path, out: Path | None, kinds: str, check: bool, as_json: bool) -> None:
