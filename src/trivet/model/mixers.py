@@ -1,42 +1,17 @@
 """Token mixers to operators: attention, latent attention, sparse attention's indexer, linear and state-space layers.
 
-Third parties add a kind of state-space or linear layer by adding a function to ``SCANS``.
+Linear and state-space layers are in ``scans``; third parties add a kind of them by adding a function to ``SCANS``.
 """
 
 from __future__ import annotations
-
-from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 
 from trivet.errors import Unsupported
 from trivet.model.architecture import Mixer
 from trivet.model.parallel import Batch, Layout
-from trivet.operators import WEIGHT_BYTES, Attention, Gemm, Number, Operator, Scan, Stream, Transfer
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Context:
-    """What a mixer needs to know of the step. ``tokens``: new tokens on this chip (per attention-DP and CP rank)."""
-
-    mixer: Mixer
-    hidden: int
-    batch: Batch
-    layout: Layout
-    tokens: Number
-    dtype: str
-    kv_dtype: str
-    causal: bool
-
-    @property
-    def heads(self) -> float:
-        return self.mixer.heads / self.layout.tp
-
-    @property
-    def kv_heads(self) -> float:
-        """Key-value heads a chip holds; never less than one, so ``tp`` above their number keeps copies."""
-        return max(1.0, self.mixer.kv_heads / self.layout.tp)
+from trivet.model.scans import SCANS, Context, present
+from trivet.operators import WEIGHT_BYTES, Attention, Gemm, Number, Operator, Stream, Transfer
 
 
 def operators(
@@ -66,10 +41,6 @@ def operators(
     raise Unsupported(f"no operators for mixer {mixer.kind!r}", field="mixer")
 
 
-def _present(amount: Number) -> bool:
-    return bool(np.any(np.asarray(amount) > 0))
-
-
 def _cores(
     c: Context,
     *,
@@ -94,7 +65,7 @@ def _cores(
     seen = c.mixer.window or c.mixer.chunk if window is None else window
     found: list[Operator] = []
     dtype, kv = dtype or "bf16", kv_dtype or c.kv_dtype
-    if prefill and _present(batch.prefill_sequences):
+    if prefill and present(batch.prefill_sequences):
         q = np.asarray(batch.prefill_tokens, float)
         own = q / cp
         keys = np.asarray(batch.prefill_past, float) + (q + own) / 2.0
@@ -115,7 +86,7 @@ def _cores(
                 c.causal,
             )
         )
-    if decode and _present(batch.decode_sequences):
+    if decode and present(batch.decode_sequences):
         new = np.asarray(batch.decode_tokens, float)
         keys = (np.asarray(batch.decode_context, float) + new) / dcp
         limit = np.asarray(seen, float) / dcp
@@ -144,10 +115,10 @@ def _context_transfers(c: Context, row_bytes: float) -> list[Operator]:
     """What the two context parallelisms move: keys and values of a chunk (cp); queries and partial outputs (dcp)."""
     found: list[Operator] = []
     m, layout, batch = c.mixer, c.layout, c.batch
-    if layout.cp > 1 and _present(batch.prefill_sequences):
+    if layout.cp > 1 and present(batch.prefill_sequences):
         whole = np.asarray(batch.prefill_sequences, float) * batch.prefill_tokens
         found.append(Transfer("context_all_gather", "all_gather", whole * row_bytes, layout.cp, "cp", c.kv_dtype))
-    if layout.dcp > 1 and _present(batch.decode_sequences):
+    if layout.dcp > 1 and present(batch.decode_sequences):
         rows = np.asarray(batch.decode_sequences, float) * batch.decode_tokens / layout.cp
         width = m.kv_lora_rank + m.rope_head_dim if m.kind == "mla" else m.head_dim
         value = m.kv_lora_rank if m.kind == "mla" else (m.v_head_dim or m.head_dim)
@@ -206,7 +177,7 @@ def _latent(c: Context) -> list[Operator]:
     found += _context_transfers(c, row_bytes)
     window = float(m.index_top_k) if m.index_top_k else None
     absorbed = bool(m.index_top_k)  # sparse attention gathers latents, so prefill is absorbed too
-    if _present(batch.prefill_sequences) and not absorbed:
+    if present(batch.prefill_sequences) and not absorbed:
         past_and_new = np.asarray(batch.prefill_sequences, float) * (
             np.asarray(batch.prefill_past, float) + batch.prefill_tokens
         )
@@ -214,7 +185,7 @@ def _latent(c: Context) -> list[Operator]:
         found += _cores(c, name="attention", heads=c.heads, kv_heads=c.heads, qk=qk, v=v, kind="gqa", decode=False)
     decode_rows = np.asarray(batch.decode_sequences, float) * batch.decode_tokens / c.layout.cp
     absorbed_rows = rows if absorbed else decode_rows
-    if _present(absorbed_rows):
+    if present(absorbed_rows):
         found.append(Gemm("q_absorb", absorbed_rows, m.kv_lora_rank, m.nope_head_dim, "bf16", batch=c.heads))
         found += _cores(
             c,
@@ -325,7 +296,7 @@ def _compressed_cores(
     batch, cp, dcp, ratio = c.batch, c.layout.cp, c.layout.dcp, float(c.mixer.compress)
     kind, kv, heads = "mla" if np.all(np.asarray(v) > 0) else "gqa", kv_dtype or c.kv_dtype, np.asarray(heads, float)
     found = []
-    if _present(batch.prefill_sequences):
+    if present(batch.prefill_sequences):
         q = np.asarray(batch.prefill_tokens, float)
         keys = np.minimum((np.asarray(batch.prefill_past, float) + q / 2.0) / ratio, limit)
         found.append(
@@ -333,7 +304,7 @@ def _compressed_cores(
                 f"{name}_prefill", batch.prefill_sequences, q / cp, keys, heads, 1.0, qk, v, 0.0, dtype, kv, kind, False
             )
         )
-    if _present(batch.decode_sequences):
+    if present(batch.decode_sequences):
         new = np.asarray(batch.decode_tokens, float)
         keys = np.minimum((np.asarray(batch.decode_context, float) + new) / ratio, limit) / dcp
         count = np.asarray(batch.decode_sequences, float) / cp
@@ -341,139 +312,3 @@ def _compressed_cores(
             Attention(f"{name}_decode", count, new, keys, heads * dcp, 1.0, qk, v, 0.0, dtype, kv, kind, False)
         )
     return found
-
-
-# --- linear attention and state space -------------------------------------------------------------------------------
-
-
-def _scan_cores(c: Context, kind: str, heads: Number, key_dim: Number, value_dim: Number) -> list[Operator]:
-    batch, cp = c.batch, c.layout.cp
-    found: list[Operator] = []
-    if _present(batch.prefill_sequences):
-        found.append(
-            Scan(
-                f"{kind}_prefill",
-                kind,
-                batch.prefill_sequences,
-                np.asarray(batch.prefill_tokens, float) / cp,
-                heads,
-                key_dim,
-                value_dim,
-                conv_width=c.mixer.conv_width,
-            )
-        )
-    if _present(batch.decode_sequences):
-        found.append(
-            Scan(
-                f"{kind}_decode",
-                kind,
-                np.asarray(batch.decode_sequences, float) / cp,
-                batch.decode_tokens,
-                heads,
-                key_dim,
-                value_dim,
-                conv_width=c.mixer.conv_width,
-            )
-        )
-    if cp > 1 and _present(batch.prefill_sequences):
-        size = 4.0 * np.asarray(batch.prefill_sequences, float) * heads * key_dim * value_dim
-        found.append(Transfer("state_send", "send", size, 2, "cp", "fp32"))
-    return found
-
-
-def _convolution(c: Context, channels: float) -> list[Operator]:
-    width = c.mixer.conv_width
-    return [Stream("conv", 4.0 * c.tokens * channels, 2.0 * c.tokens * channels * width)] if width else []
-
-
-def _gated_delta(c: Context) -> list[Operator]:
-    """Gated delta net (Qwen3-Next, Qwen3.5) and Kimi delta attention."""
-    m, tp, rows = c.mixer, c.layout.tp, c.tokens
-    key, value = m.key_heads * m.key_dim / tp, m.value_heads * m.value_dim / tp
-    heads = m.value_heads / tp
-    found: list[Operator] = []
-    if m.scan_kind == "kda":
-        rank = m.value_dim
-        found += [
-            Gemm("scan_in", rows, 2 * key + value + heads, c.hidden, c.dtype),
-            Gemm("scan_gate_down", rows, 2 * rank, c.hidden, c.dtype),
-            Gemm("scan_gate_up", rows, value + key, rank, c.dtype),
-        ]
-    else:
-        found.append(Gemm("scan_in", rows, 2 * key + 2 * value + 2 * heads, c.hidden, c.dtype))
-    found += _convolution(c, 2 * key + value)
-    found += _scan_cores(c, m.scan_kind, heads, m.key_dim, m.value_dim)
-    found += [Stream("scan_norm", 6.0 * rows * value), Gemm("scan_out", rows, c.hidden, value, c.dtype)]
-    return found
-
-
-def _mamba2(c: Context) -> list[Operator]:
-    m, tp, rows = c.mixer, c.layout.tp, c.tokens
-    inner, heads = m.value_heads * m.value_dim / tp, m.value_heads / tp
-    groups = max(1.0, m.state_groups / tp)
-    found: list[Operator] = [Gemm("scan_in", rows, 2 * inner + 2 * groups * m.key_dim + heads, c.hidden, c.dtype)]
-    found += _convolution(c, inner + 2 * groups * m.key_dim)
-    found += _scan_cores(c, "mamba2", heads, m.key_dim, m.value_dim)
-    found += [Stream("scan_norm", 6.0 * rows * inner), Gemm("scan_out", rows, c.hidden, inner, c.dtype)]
-    return found
-
-
-def _mamba1(c: Context) -> list[Operator]:
-    """Mamba: a state of ``key_dim`` for each of ``value_heads`` channels; ``value_dim`` is the rank of the step size."""
-    m, tp, rows = c.mixer, c.layout.tp, c.tokens
-    inner = m.value_heads / tp
-    found: list[Operator] = [Gemm("scan_in", rows, 2 * inner, c.hidden, c.dtype)]
-    found += _convolution(c, inner)
-    found += [
-        Gemm("scan_parameters", rows, m.value_dim + 2 * m.key_dim, inner, c.dtype),
-        Gemm("scan_step", rows, inner, m.value_dim, c.dtype),
-    ]
-    found += _scan_cores(c, "mamba1", inner, m.key_dim, 1.0)
-    found += [Stream("scan_gate", 6.0 * rows * inner), Gemm("scan_out", rows, c.hidden, inner, c.dtype)]
-    return found
-
-
-def _lightning(c: Context) -> list[Operator]:
-    m, tp, rows = c.mixer, c.layout.tp, c.tokens
-    key, value = m.key_heads * m.key_dim / tp, m.value_heads * m.value_dim / tp
-    found: list[Operator] = [Gemm("scan_in", rows, 2 * key + value, c.hidden, c.dtype)]
-    found += _scan_cores(c, "lightning", m.value_heads / tp, m.key_dim, m.value_dim)
-    found += [
-        Gemm("scan_gate", rows, value, c.hidden, c.dtype),
-        Stream("scan_norm", 6.0 * rows * value),
-        Gemm("scan_out", rows, c.hidden, value, c.dtype),
-    ]
-    return found
-
-
-def _short_conv(c: Context) -> list[Operator]:
-    channels = c.mixer.value_heads / c.layout.tp
-    return [
-        Gemm("scan_in", c.tokens, 3 * channels, c.hidden, c.dtype),
-        *_scan_cores(c, "short_conv", channels, c.mixer.conv_width, 1.0),
-        Gemm("scan_out", c.tokens, c.hidden, channels, c.dtype),
-    ]
-
-
-def _recurrent(c: Context) -> list[Operator]:
-    """RG-LRU (Griffin, RecurrentGemma): a diagonal recurrence of ``value_heads x value_dim`` channels."""
-    m, tp, rows = c.mixer, c.layout.tp, c.tokens
-    width, heads = m.value_heads * m.value_dim / tp, m.value_heads / tp
-    return [
-        Gemm("scan_in", rows, 2 * width, c.hidden, c.dtype),
-        *_convolution(c, width),
-        Gemm("scan_gates", rows, 2 * m.value_dim, m.value_dim, c.dtype, batch=heads),
-        *_scan_cores(c, "rg_lru", width, 1.0, 1.0),
-        Gemm("scan_out", rows, c.hidden, width, c.dtype),
-    ]
-
-
-SCANS: dict[str, Callable[[Context], list[Operator]]] = {
-    "gdn": _gated_delta,
-    "kda": _gated_delta,
-    "mamba2": _mamba2,
-    "mamba1": _mamba1,
-    "lightning": _lightning,
-    "short_conv": _short_conv,
-    "rg_lru": _recurrent,
-}
