@@ -83,3 +83,7 @@ class StepTable:
     first_token_overhead_s: float = 0.0  # tokenise, schedule, detokenise, HTTP: once a request
     kv_blocks: int = 0  # blocks that fit on a rank
     block_size: int = 16
+    # The part of graph_s and mixed_s that attention-DP ranks do together (experts and exchange, for the mean of their
+    # tokens); None where a rank does all of a step alone.
+    shared_graph_s: Floats | None = None  # [S]
+    shared_mixed_s: Floats | None = None  # [T]

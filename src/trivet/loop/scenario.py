@@ -125,7 +125,8 @@ def deployment_of(scenario: Scenario, group: Group, model: Architecture, typical
 
 
 def kind_of(scenario: Scenario, group: Group, deployment: Deployment) -> ReplicaKind:
-    """A group as replicas. Each attention-DP rank batches on its own, so it counts as a replica."""
+    """A group as replicas. Each attention-DP rank batches on its own, so it counts as a replica; the ranks of an engine
+    with experts share their steps."""
     _, part = settings_of(scenario, group)
     table = engine.step_table(deployment)
     if part.host_scale != 1.0:
@@ -147,9 +148,11 @@ def kind_of(scenario: Scenario, group: Group, deployment: Deployment) -> Replica
     )
     tiers = tuple(_tier(one, deployment, kv_bytes) for one in group.tiers)
     chips = max(deployment.layout.chips // ranks, 1)
+    experts = any(layer.feed_forward.kind == "moe" for layer in deployment.architecture.layers)
+    lock_step = experts if part.lock_step is None else part.lock_step
     return ReplicaKind(
         table, settings, group.replicas * ranks, group.role, rules, tiers, chips, deployment.chip.name,
-        _adapters(deployment),
+        _adapters(deployment), ranks if lock_step else 1,
     )  # fmt: skip
 
 

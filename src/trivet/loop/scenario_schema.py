@@ -91,6 +91,7 @@ class EnginePart(_Strict):
     max_cpu_loras: int = Field(0, ge=0)
     lora_rank: int = Field(16, ge=1)
     lora_targets: Literal["all", "attention"] = "all"
+    lock_step: bool | None = None  # attention-DP ranks share every step; None = where the model has experts
     asynchronous: bool | None = None
     prefill_first: bool | None = None
     reserve_output: float | None = Field(None, ge=0, le=1)

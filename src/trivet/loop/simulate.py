@@ -213,8 +213,9 @@ def _notes(scenario: Scenario, deployments: tuple[Deployment, ...]) -> tuple[str
         notes.append(f"A rack is taken as {scenario.servers_per_rack} servers (servers_per_rack).")
     if any(d.layout.attention_dp > 1 for d in deployments):
         notes.append(
-            "Attention-DP ranks are simulated as replicas of their own; "
-            "waiting for the slowest rank is in the step's calibration only."
+            "Attention-DP ranks are simulated as replicas that wait for nobody (engine.lock_step: false)."
+            if scenario.engine.lock_step is False
+            else "The attention-DP ranks of an engine with experts share every step: all wait for the slowest."
         )
     if len({d.settings.engine for d in deployments}) == 1 and deployments[0].settings.speculative_tokens:
         notes.append("Speculative decoding advances every sequence by the expected tokens of a step.")

@@ -15,8 +15,8 @@ import numpy as np
 
 from trivet.cloud.serving import _loop_state as k
 from trivet.cloud.serving.batching import batching
-from trivet.cloud.serving.faults import outage_events
-from trivet.cloud.serving.fleet import SPECULATIVE_UNITS, Fleet, priority_classes, tokens_per_step
+from trivet.cloud.serving.fleet import SPECULATIVE_UNITS, Fleet, groups_of, priority_classes, tokens_per_step
+from trivet.cloud.serving.lockstep import own_table
 from trivet.cloud.serving.router import ROUTERS
 from trivet.cloud.serving.steptime import compile_tables
 
@@ -107,6 +107,7 @@ class Replica:
         mixed = float(np.interp(settings.max_num_batched_tokens, kind.table.tokens, kind.table.mixed_s))
         self.prefill_ps = round(mixed / settings.max_num_batched_tokens * k.PS)
         self.up = k.ON
+        self.lead = self
         self.reset()
 
     def reset(self) -> None:
@@ -121,6 +122,7 @@ class Replica:
         self.end = k.INF
         self.start = 0
         self.state = "idle"
+        self.under_way = False
         self.paused = False
         self.stall = False
         self.channel = 0
@@ -456,6 +458,11 @@ class Replica:
             self.state = "busy"
             context = sum(r.context_units for r in self.in_step)
             more = self.adapters_ps(decode_tokens)
+            batch = len(self.in_step)
+            self.prompts = sum(q for q, _ in chunks)
+            self.tokens = self.prompts + batch * decode_tokens
+            self.host = int(tables.host_mixed[t]) + int(tables.host_sequence[t]) * (batch + len(chunks))
+            self.own = extra + mixed_ps(tables, t, batch, context, chunks, decode_tokens, more, with_host=False)
             self.end = now + extra + mixed_ps(tables, t, len(self.in_step), context, chunks, decode_tokens, more)
         elif self.in_step:
             self.state = "busy"
@@ -463,6 +470,8 @@ class Replica:
             step = row_ps(tables.decode_bound, tables.decode_base, tables.decode_slope, t, len(self.in_step), context)
             step += self.adapters_ps(decode_tokens)
             host = int(tables.host_decode[t]) + int(tables.host_sequence[t]) * len(self.in_step)
+            self.prompts, self.tokens = 0, len(self.in_step) * decode_tokens
+            self.own, self.host = extra + step, host
             if self.sim.device_rows:
                 step = max(step, host) if tables.overlap[t] else step + host
             self.end = now + extra + step
@@ -471,7 +480,6 @@ class Replica:
             if self.waiting and (preempted or self.held):
                 self.state, self.end = "wake", now
             self.let_held_go()
-
 
     def adapters_ps(self, decode_tokens: int) -> int:
         if not self.adapters:
@@ -539,7 +547,14 @@ def row_ps(bound: Any, base: Any, slope: Any, table: int, batch: int, context: i
 
 
 def mixed_ps(
-    tables: Any, t: int, batch: int, context: int, chunks: list[tuple[int, int]], decode_tokens: int, more: int = 0
+    tables: Any,
+    t: int,
+    batch: int,
+    context: int,
+    chunks: list[tuple[int, int]],
+    decode_tokens: int,
+    more: int = 0,
+    with_host: bool = True,
 ) -> int:
     tokens = sum(q for q, _ in chunks) + batch * decode_tokens
     device = int(tables.mixed[t, tokens]) + more
@@ -549,6 +564,8 @@ def mixed_ps(
     for q, p in chunks:
         seconds = bilinear(tables.chunk[t, :nq], tables.past[t, :np_], tables.prefill[t], q, p)
         device += int(seconds * 1e12 + 0.5) if seconds > 0 else 0
+    if not with_host:
+        return device
     host = int(tables.host_mixed[t]) + int(tables.host_sequence[t]) * (batch + len(chunks))
     return max(device, host) if tables.overlap[t] else device + host
 
@@ -575,11 +592,11 @@ class Reference:
     def __init__(self, traffic: Any, fleet: Fleet) -> None:
         self.traffic, self.fleet = traffic, fleet
         self.adapters = int(traffic.adapter.max(initial=-1)) + 1 if traffic.adapter is not None else 0
-        self.device_rows = self.adapters > 0
+        self.device_rows = self.adapters > 0 or fleet.lock_step
         settings = [kind.settings for kind in fleet.kinds]
         units = [1 if tokens_per_step(s) == 1.0 else SPECULATIVE_UNITS for s in settings]
         self.tables = compile_tables(
-            [kind.table for kind in fleet.kinds],
+            [own_table(kind.table) if fleet.lock_step else kind.table for kind in fleet.kinds],
             [s.max_num_seqs for s in settings],
             [s.max_num_batched_tokens for s in settings],
             units,
@@ -594,8 +611,9 @@ class Reference:
         self.latency: list[list[int]] = []
         self.pool = Store([0] * 4)
         for number, kind in enumerate(fleet.kinds):
-            for _ in range(kind.count):
+            for at in range(kind.count):
                 self.replicas.append(Replica(self, len(self.replicas), kind, number))
+                self.replicas[-1].lead = self.replicas[-1 - at % kind.ranks]
         self.set_tiers()
         self.transfer_base = round(fleet.transfer.base_s * k.PS)
         self.transfer_token = round(fleet.transfer.per_token_s * k.PS)
@@ -608,7 +626,8 @@ class Reference:
         self.followers: dict[int, list[int]] = {}
         self.done: list[Request] = []
         self.in_flight = 0
-        self.faults = outage_events(fleet.outages, len(self.replicas)).tolist()
+        self.faults = fleet.events.tolist()
+        self.group_tables = groups_of(fleet, self.tables) if fleet.lock_step else None
         self.sent: dict[int, int] = {}
 
     def set_tiers(self) -> None:
@@ -766,7 +785,13 @@ class Reference:
         request.ready = now
         replica.enqueue(request, front)
         if replica.state == "idle":
+            self.wake(replica, now)
+
+    def wake(self, replica: Replica, now: int) -> None:
+        if self.group_tables is None:
             replica.state, replica.end = "wake", now
+        elif replica.lead.end >= k.INF:
+            replica.lead.end = now
 
     def send(self, number: int, now: int) -> None:
         assert number not in self.sent, "sent twice"
@@ -805,6 +830,7 @@ class Reference:
         lost = replica.running + replica.waiting
         capacity = replica.store.capacity
         replica.reset()
+        replica.lead.end, replica.lead.under_way = k.INF, False
         replica.store.capacity = capacity
         for request in lost:
             self.bounce(request, now)
@@ -840,7 +866,7 @@ class Reference:
             replica.parked.remove(source)
             replica.release(source)
             if replica.state == "idle" and replica.waiting:
-                replica.state, replica.end = "wake", now
+                self.wake(replica, now)
         self.route(request, now)
 
     def arrive(self, number: int, now: int) -> None:
@@ -855,7 +881,54 @@ class Reference:
                 return
         self.send(number, now)
 
+    def step_together(self, lead: Replica) -> None:
+        """The ranks of a group: the longest own part, what they do together, and not less than the slowest host."""
+        now, ranks, tables = lead.end, [r for r in self.replicas if r.lead is lead], self.group_tables
+        paused, lead.paused = lead.paused, False
+        ended = False
+        if lead.under_way and not paused:
+            for rank in ranks:
+                if rank.state == "busy":
+                    ended = rank.commit(now) or ended
+        if ended and (self.traffic.max_concurrency > 0 or self.traffic.previous is not None):
+            lead.paused, lead.end = True, now
+            return
+        for rank in ranks:
+            woken = rank.state == "idle"
+            if woken and not rank.waiting:
+                continue
+            rank.schedule(now, woken)
+            while rank.state == "wake":
+                rank.schedule(now, True)
+            self.check(rank)
+        busy = [r for r in ranks if r.state == "busy"]
+        for rank in ranks:
+            rank.end = k.INF
+        lead.under_way = bool(busy)
+        if not busy:
+            return
+        t = lead.table
+        idle = len(ranks) - len(busy)
+        own, floor = [], 0
+        for rank in busy:
+            if self.tables.overlap[t]:
+                floor = max(floor, rank.host)
+                own.append(rank.own)
+            else:
+                own.append(rank.own + rank.host)
+        if idle:
+            rows = self.tables.decode_bound, self.tables.decode_base, self.tables.decode_slope
+            own.append(row_ps(*rows, t, 1, 0))
+        if any(r.prompts for r in busy):
+            row, at = tables.mixed[t], sum(r.tokens for r in busy) + idle
+        else:
+            row, at = tables.decode[t], sum(len(r.in_step) for r in busy) + idle
+        lead.end = now + max(max(own) + int(row[min(at, len(row) - 1)]), floor)
+
     def step(self, replica: Replica) -> None:
+        if self.group_tables is not None:
+            self.step_together(replica)
+            return
         now, woken = replica.end, replica.state == "wake"
         paused, replica.paused = replica.paused, False
         ended = False

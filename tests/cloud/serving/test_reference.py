@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -37,7 +39,7 @@ def step_table(rng: np.random.Generator, overlap: bool, kv_blocks: int, block_si
 
 
 @st.composite
-def scenarios(draw: st.DrawFn, lora: bool = False) -> tuple[Traffic, Fleet]:
+def scenarios(draw: st.DrawFn, lora: bool = False, ranks: bool = False) -> tuple[Traffic, Fleet]:
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     count = draw(st.integers(1, 40))
     block = draw(st.sampled_from([1, 4, 16]))
@@ -93,15 +95,20 @@ def scenarios(draw: st.DrawFn, lora: bool = False) -> tuple[Traffic, Fleet]:
         )
 
     def kind(role: str, number: int) -> ReplicaKind:
+        table = step_table(rng, draw(st.booleans()), needed + draw(st.sampled_from([0, 2, 20, 400])), block)
+        size = draw(st.integers(1, 3)) if ranks else 1
+        if size > 1:
+            share = draw(st.sampled_from([0.0, 0.1, 0.7]))
+            table = replace(table, shared_graph_s=share * table.graph_s, shared_mixed_s=share * table.mixed_s)
         return ReplicaKind(
-            step_table(rng, draw(st.booleans()), needed + draw(st.sampled_from([0, 2, 20, 400])), block),
+            table,
             EngineSettings(
                 max_num_seqs=draw(st.sampled_from([1, 3, 8])),
                 max_num_batched_tokens=draw(st.sampled_from([16, 64, 256])) + 8 * (1 + spec),
                 block_size=block, prefix_caching=cached or draw(st.booleans()),
                 speculative_tokens=spec, acceptance=0.7 if spec else 0.0,
             ),
-            count=number, role=role, rules=rules, tiers=tiers, adapters=adapters,
+            count=number * size, ranks=size, role=role, rules=rules, tiers=tiers, adapters=adapters,
         )  # fmt: skip
 
     if draw(st.integers(0, 3)) == 0:
@@ -158,4 +165,16 @@ def test_event_skipping_equals_step_by_step(case: tuple[Traffic, Fleet]) -> None
 @settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
 @given(scenarios(lora=True))
 def test_adapters_equal_step_by_step(case: tuple[Traffic, Fleet]) -> None:
+    compare(*case)
+
+
+@settings(max_examples=120, deadline=None, suppress_health_check=list(HealthCheck))
+@given(scenarios(ranks=True))
+def test_ranks_in_lock_step_equal_step_by_step(case: tuple[Traffic, Fleet]) -> None:
+    compare(*case)
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+@given(scenarios(lora=True, ranks=True))
+def test_adapters_on_ranks_in_lock_step(case: tuple[Traffic, Fleet]) -> None:
     compare(*case)

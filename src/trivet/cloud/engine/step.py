@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -11,6 +13,7 @@ from trivet.cloud.engine.memory import room
 from trivet.cloud.engine.profiles import EngineProfile, profile
 
 _ATTENTION = KINDS.index("attention")
+_SHARED = np.array([kind in ("experts", "exchange") for kind in KINDS])
 _COLLECTIVE = np.array([kind in ("all_reduce", "exchange") for kind in KINDS])
 
 
@@ -24,7 +27,25 @@ def step_table(deployment: Deployment) -> StepTable:
     """
     constants = profile(deployment.settings.engine, deployment.settings.version, deployment.chip.name)
     space = room(deployment, constants, deployment.expected_isl)
-    return assemble(compile_components(deployment), constants, space.blocks, deployment.settings.block_size)
+    parts = compile_components(deployment)
+    found = assemble(parts, constants, space.blocks, deployment.settings.block_size)
+    if deployment.layout.attention_dp == 1:
+        return found
+    graph, mixed = shared_parts(parts, constants)
+    return replace(
+        found, shared_graph_s=np.minimum(graph, found.graph_s), shared_mixed_s=np.minimum(mixed, found.mixed_s)
+    )
+
+
+def shared_parts(parts: Components, constants: EngineProfile) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """What the ranks of an engine do together, of a decode step [S] and of a step with prompts [T]: experts, exchange."""
+    decode = np.array([constants.weights[kind] for kind in KINDS]) * _SHARED
+    prompt = np.array([constants.prefill_weights[kind] for kind in KINDS]) * _SHARED
+    floors = np.array([constants.floors[kind] for kind in KINDS]) * _SHARED
+    eager = floors * np.where(_COLLECTIVE, 1.0, constants.eager_floor_weight)
+    graph = decode @ parts.decode + floors @ parts.decode_floor
+    mixed = prompt @ parts.mixed + eager @ parts.mixed_floor
+    return np.maximum.accumulate(graph), np.maximum.accumulate(mixed)
 
 
 def assemble(parts: Components, constants: EngineProfile, blocks: int = 0, block_size: int = 16) -> StepTable:

@@ -10,6 +10,7 @@ from typing import Any
 
 from trivet.cloud.serving._loop_blocks import release
 from trivet.cloud.serving._loop_cache import cache_clear
+from trivet.cloud.serving._loop_group import cut_short, join
 from trivet.cloud.serving._loop_jit import jit, seldom
 from trivet.cloud.serving._loop_lora import adapter_fits, set_adapter, start_adapters
 from trivet.cloud.serving._loop_queue import pending_pop, pending_push, run_remove, set_event, wait_pop, wait_push
@@ -25,18 +26,61 @@ def enqueue(state: Any, row: Any, replica: int, slot: int, time: int, front: boo
     was = row[R_WAITING]
     state.slots[slot, S_READY] = time
     wait_push(state, row, replica, slot, front)
-    if row[R_STATE] == IDLE:
+    replan(state.group, state, row, replica, slot, time, front, was)
+
+
+@jit
+def replan(group: Any, state: Any, row: Any, replica: int, slot: int, time: int, front: bool, was: int) -> None:
+    """After an arrival: wake who sleeps, cut short who runs."""
+    if group is not None:
+        replan_group(group, state, row, replica, slot, time, front, was)
+    elif row[R_STATE] == IDLE:
         row[R_STATE], row[R_END] = WAKE, time
         set_event(state, replica, time)
     elif row[R_STATE] == DECODE and row[R_STEPS] > 1 and not row[R_PAUSE]:
         may = row[R_RUNNING] < row[R_MAX_SEQS] and row[R_BATCH] * row[R_DECODE_TOKENS] < row[R_BUDGET]
         first = was == 0 or front or state.run[G_PRIORITIES] > 1
         if may and (first or adapter_fits(state.lora, replica, state.slots[slot])):
-            steps = steps_until(row, time, row[R_STEPS]) + row[R_ASYNC]
+            steps = steps_seen(state, row, replica, time)
             if steps < row[R_STEPS]:
                 row[R_STEPS] = steps
                 row[R_END] = row[R_START] + steps_ps(row, steps)
                 set_event(state, replica, row[R_END])
+
+
+@jit
+def steps_seen(state: Any, row: Any, number: int, time: int) -> int:
+    """Steps of the planned run after which the scheduler sees what arrives at ``time``.
+
+    A step that ends at this very time sees it too, unless it has been had already: replicas step in order of number.
+    """
+    if row[R_ASYNC]:
+        return steps_until(row, time, row[R_STEPS]) + 1
+    had = state.run[G_STEP_TIME] == time and number < state.run[G_STEP_TOP]
+    return steps_until(row, time + 1 if had else time, row[R_STEPS])
+
+
+@seldom
+def replan_group(group: Any, state: Any, row: Any, replica: int, slot: int, time: int, front: bool, was: int) -> None:
+    first = group.first[replica]
+    if not group.under_way[first]:
+        row[R_STATE] = WAKE
+        if state.event_key[first] >= INF:
+            set_event(state, first, time)
+        return
+    if row[R_STEPS] == 1 or state.replicas[first, R_PAUSE]:
+        return
+    if row[R_STATE] == IDLE:
+        had = state.run[G_STEP_TIME] == time and first < state.run[G_STEP_TOP]
+        steps = steps_until(row, time + 1 if had else time, row[R_STEPS])
+    else:
+        may = row[R_RUNNING] < row[R_MAX_SEQS] and row[R_BATCH] * row[R_DECODE_TOKENS] < row[R_BUDGET]
+        before = was == 0 or front or state.run[G_PRIORITIES] > 1
+        if not (may and (before or adapter_fits(state.lora, replica, state.slots[slot]))):
+            return
+        steps = steps_seen(state, row, first, time)
+    if steps < row[R_STEPS]:
+        cut_short(group, state, first, steps)
 
 
 @seldom
@@ -145,6 +189,16 @@ def bounce(state: Any, slot: int, time: int) -> None:
         pending_push(state, time + run[G_RETRY_DELAY], P_RETRY, slot)
 
 
+@jit
+def stop(group: Any, state: Any, replica: int) -> None:
+    """Nothing runs any more; the other ranks of a group go down with it."""
+    if group is None:
+        set_event(state, replica, INF)
+    else:
+        group.under_way[group.first[replica]] = 0
+        set_event(state, group.first[replica], INF)
+
+
 @seldom
 def fail(state: Any, replica: int, cache: Any, time: int) -> None:
     """A replica goes down: what it ran, queued or loaded goes back to the clients; its caches are gone."""
@@ -190,7 +244,7 @@ def fail(state: Any, replica: int, cache: Any, time: int) -> None:
     row[R_NEW_HEAD] = -1
     row[R_STATE], row[R_END] = IDLE, INF
     state.phases[replica] = 0
-    set_event(state, replica, INF)
+    stop(state.group, state, replica)
     update_load(state, row, replica)
 
 
@@ -239,6 +293,17 @@ def scale(state: Any, time: int) -> None:
             turn_off_if_drained(state, replica, time)
 
 
+@jit
+def wake(group: Any, state: Any, row: Any, replica: int, time: int) -> None:
+    """Blocks have come free for a replica that had none; a rank of a group looks again before its next step anyway."""
+    if group is None:
+        row[R_STATE], row[R_END] = WAKE, time
+        set_event(state, replica, time)
+    elif state.event_key[group.first[replica]] >= INF:
+        row[R_STATE] = WAKE
+        set_event(state, group.first[replica], time)
+
+
 @seldom
 def land(state: Any, cache: Any, faults: Any, slot: int, time: int) -> None:
     """A prompt's KV has reached the decode pool: the prefill replica may use its blocks again."""
@@ -256,8 +321,7 @@ def land(state: Any, cache: Any, faults: Any, slot: int, time: int) -> None:
         release(state, row, replica, cache, source, held[S_BLOCKS])
         free_slot(state, source)
         if row[R_STATE] == IDLE and row[R_WAITING] > 0:
-            row[R_STATE], row[R_END] = WAKE, time
-            set_event(state, replica, time)
+            wake(state.group, state, row, replica, time)
     route(state, cache, faults, slot, time, -1)
 
 
@@ -312,6 +376,46 @@ def step(state: Any, replica: int, tables: Any, cache: Any) -> None:
     update_load(state, row, replica)
 
 
+@seldom
+def step_together(group: Any, state: Any, first: int, tables: Any, cache: Any) -> None:
+    """The same for the ranks of a group: all apply the step that ended, then all plan the next."""
+    time = state.event_key[first]
+    lead = state.replicas[first]
+    paused = lead[R_PAUSE]
+    lead[R_PAUSE] = 0
+    ranks = range(first, first + group.ranks[first])
+    ended = False
+    if group.under_way[first] and not paused:
+        for rank in ranks:
+            row = state.replicas[rank]
+            if row[R_STATE] == DECODE or row[R_STATE] == MIXED:
+                ended = commit(state, row, rank, cache) or ended
+    if ended and (state.run[G_MAX_CONCURRENCY] > 0 or state.end.size > 0):
+        lead[R_PAUSE] = 1
+        set_event(state, first, time)
+    else:
+        for rank in ranks:
+            row = state.replicas[rank]
+            if row[R_STATE] == IDLE:
+                if row[R_WAITING] == 0:
+                    continue
+                row[R_STATE] = WAKE
+            schedule(state, row, rank, tables, cache, time)
+            while row[R_STATE] == WAKE:
+                schedule(state, row, rank, tables, cache, time)
+        join(group, state, tables, first, time)
+    for rank in ranks:
+        update_load(state, state.replicas[rank], rank)
+
+
+@jit
+def step_of(group: Any, state: Any, replica: int, tables: Any, cache: Any) -> None:
+    if group is None:
+        step(state, replica, tables, cache)
+    else:
+        step_together(group, state, replica, tables, cache)
+
+
 @jit
 def advance(state: Any, arrivals: Any, tables: Any, cache: Any, faults: Any, final: bool, until: int) -> int:
     """Run until the block of traffic is consumed (or, if it is the last, until all is done). Returns why it stopped.
@@ -363,4 +467,6 @@ def advance(state: Any, arrivals: Any, tables: Any, cache: Any, faults: Any, fin
             run[G_NEXT] += 1
             arrive(state, arrivals, cache, faults, run[G_NEXT] - 1, time)
         else:
-            step(state, replica, tables, cache)
+            run[G_STEP_TOP] = replica if run[G_STEP_TIME] != time else max(run[G_STEP_TOP], replica)
+            run[G_STEP_TIME] = time
+            step_of(state.group, state, replica, tables, cache)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from numba import njit
 
-MODULES = ("state", "jit", "time", "queue", "cache", "blocks", "lora", "admit", "replica", "route", "fleet", "sketch")
+MODULES = ("state", "jit", "time", "queue", "cache", "blocks", "lora", "group", "admit", "replica", "route", "fleet", "sketch")
 
 
 def forget_stale(folder: Path) -> None:

@@ -17,6 +17,7 @@ from trivet.cloud.serving._loop_state import (
     R_D0,
     R_DECODE_TOKENS,
     R_DS,
+    R_HOST,
     R_TABLE,
     R_WAIT_HEAD,
     R_WAITING,
@@ -176,13 +177,15 @@ def adapters_ps(lora: Any, row: Any, replica: int, decoding: bool) -> int:
 
 
 @jit
-def add_to_decode(lora: Any, tables: Any, row: Any, replica: int, limit: int) -> int:
+def add_to_decode(lora: Any, group: Any, tables: Any, row: Any, replica: int, limit: int) -> int:
     """Adapters and host on top of a planned run of the device's decode steps; return the steps left in its segment."""
-    if lora is None:
-        return limit
     row[R_D0] += adapters_ps(lora, row, replica, True)
+    if lora is None and group is None:
+        return limit
     host = tables.host_decode[row[R_TABLE]] + tables.host_sequence[row[R_TABLE]] * row[R_BATCH]
-    if not tables.overlap[row[R_TABLE]]:
+    if group is not None:
+        row[R_HOST] = host
+    elif not tables.overlap[row[R_TABLE]]:
         row[R_D0] += host
     elif row[R_D0] < host:
         if row[R_DS] > 0:

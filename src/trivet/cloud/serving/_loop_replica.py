@@ -13,6 +13,7 @@ import numpy as np
 
 from trivet.cloud.serving._loop_admit import admit, chunk_of, start_decoding
 from trivet.cloud.serving._loop_blocks import decode_blocks, leave_ghost, release, steps_that_fit, take_blocks
+from trivet.cloud.serving._loop_group import mixed_ps
 from trivet.cloud.serving._loop_jit import jit, seldom
 from trivet.cloud.serving._loop_lora import adapters_ps, add_to_decode, begin_step, count_decoding, give_adapter
 from trivet.cloud.serving._loop_queue import (
@@ -25,7 +26,7 @@ from trivet.cloud.serving._loop_queue import (
     wait_push,
 )
 from trivet.cloud.serving._loop_state import *
-from trivet.cloud.serving._loop_time import mixed_step_ps, plan_decode_ps, steps_ps
+from trivet.cloud.serving._loop_time import plan_decode_ps, steps_ps
 
 
 @seldom
@@ -381,11 +382,12 @@ def schedule(state: Any, row: Any, replica: int, tables: Any, cache: Any, time: 
         context = 0 if prefill_first else row[R_CONTEXT]
         total = tokens + batch * row[R_DECODE_TOKENS]
         attention += adapters_ps(state.lora, row, replica, not prefill_first)
-        row[R_END] = time + extra + mixed_step_ps(tables, row[R_TABLE], batch, context, total, chunks, attention)
+        took = mixed_ps(state.group, tables, row, batch, context, total, chunks, attention)
+        row[R_END] = time + extra + took
     elif batch > 0:
         limit = (state.heap[replica, 0] >> SLOT_BITS) - row[R_STEP]
         limit = min(limit, plan_decode_ps(tables, row))
-        limit = add_to_decode(state.lora, tables, row, replica, limit)
+        limit = add_to_decode(state.lora, state.group, tables, row, replica, limit)
         if extra > 0 or row[R_HELD_RUNS] > 0 or (blocked and row[R_WAITING] > 0):
             limit = 1
         steps = steps_that_fit(row, state.phases[replica], limit, state.run[G_WATCHED] == 0)

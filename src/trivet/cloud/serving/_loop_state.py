@@ -35,8 +35,8 @@ FRESH, PREFILLED, LOADED, BOUNCED, SENDING, PARKED, LANDED = range(7)
     R_ROLE, R_UP, R_MODE, R_RESERVE, R_GAIN, R_UNIT, R_BLOCK, R_DECODE_TOKENS, R_ASYNC, R_PREFIX, R_OUTSTANDING,
     R_BACKLOG, R_LOAD_TOKENS, R_BUSY, R_MIXED_BUSY, R_DONE_STEPS, R_DECODED, R_PREFILLED, R_FINISHED, R_EVICTABLE,
     R_LRU, R_SINCE, R_UP_TIME, R_PREFILL_PS, R_TAKEN, R_CHANNEL, R_SWAP, R_FIRST_OVERHEAD, R_KV_TIME,
-    R_RESERVED, R_PAUSE,
-) = range(61)  # fmt: skip
+    R_RESERVED, R_PAUSE, R_HOST,
+) = range(62)  # fmt: skip
 REPLICA_COLUMNS = 64
 
 IDLE, DECODE, MIXED, WAKE = 0, 1, 2, 3
@@ -52,8 +52,8 @@ MODE_MIXED, MODE_PREFILL_FIRST = 0, 1
     G_RETRY_DELAY, G_MAX_QUEUE, G_LEAVES, G_TRANSFER_BASE, G_TRANSFER_TOKEN, G_POOLS, G_SCALE_EVERY, G_SCALE_TARGET,
     G_SCALE_MIN, G_SCALE_MAX, G_COLD_START, G_SCALE_NEXT, G_ACTIVE, G_PRIORITIES, G_HIT_TOKENS, G_PROMPT_TOKENS,
     G_STARTING, G_TRANSFERS, G_LOADED_TOKENS, G_SLO_TTFT, G_HASH_BLOCK,
-    G_TURN2, G_SERIAL, G_WATCHED,
-) = range(44)  # fmt: skip
+    G_TURN2, G_SERIAL, G_WATCHED, G_STEP_TIME, G_STEP_TOP,
+) = range(46)  # fmt: skip
 RUN_COLUMNS = 48
 
 # --- one row a finished request --------------------------------------------------------------------------------
@@ -115,6 +115,7 @@ class State(NamedTuple):
     child: Array  # [requests, 2] first waiting follower, next sibling
     waiting: Array  # [R, LEVELS, 2] head and tail of each queue
     lora: Any = None  # adapters: see ``_loop_lora``; None = a run without any
+    group: Any = None  # ranks in lock-step: see ``_loop_group``; None = every replica steps alone
 
 
 class Arrivals(NamedTuple):

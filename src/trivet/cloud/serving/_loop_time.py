@@ -69,16 +69,21 @@ def prefill_attention_ps(tables: Any, table: int, tokens: int, past: int) -> int
 
 
 @jit
-def mixed_step_ps(tables: Any, table: int, batch: int, context: int, tokens: int, chunks: int, attention: int) -> int:
-    """One step with prefill: ``tokens`` in all, ``chunks`` prefill sequences whose attention takes ``attention``."""
+def mixed_device_ps(tables: Any, table: int, batch: int, context: int, tokens: int, attention: int) -> int:
+    """The device's part of a step with prefill: ``tokens`` in all, the chunks' attention takes ``attention``."""
     device = tables.mixed[table, min(tokens, tables.mixed.shape[1] - 1)] + attention
     if batch > 0:
         j = 0
         while context >= tables.attention_bound[table, batch, j]:
             j += 1
         device += tables.attention_base[table, batch, j] + tables.attention_slope[table, batch, j] * context
-    host = tables.host_mixed[table] + tables.host_sequence[table] * (batch + chunks)
-    return max(device, host) if tables.overlap[table] else device + host
+    return device
+
+
+@jit
+def mixed_host_ps(tables: Any, table: int, batch: int, chunks: int) -> int:
+    """The host's part, for ``batch`` decode and ``chunks`` prefill sequences."""
+    return tables.host_mixed[table] + tables.host_sequence[table] * (batch + chunks)
 
 
 @jit

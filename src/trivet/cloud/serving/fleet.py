@@ -11,11 +11,14 @@ from numpy.typing import NDArray
 from trivet.cloud.deployment import EngineSettings, StepTable
 from trivet.cloud.serving import _loop_state as k
 from trivet.cloud.serving._loop_cache import Cache
+from trivet.cloud.serving._loop_group import Group
+from trivet.cloud.serving._loop_time import Tables
 from trivet.cloud.serving.adapters import Adapters, new_lora
 from trivet.cloud.serving.autoscale import Autoscale
 from trivet.cloud.serving.batching import Batching, batching
 from trivet.cloud.serving.faults import Outage, Retries, outage_events
 from trivet.cloud.serving.kvcache import Tier, dense_ids, new_cache
+from trivet.cloud.serving.lockstep import new_group, own_table, whole_groups
 from trivet.cloud.serving.router import PYTHON_ROUTERS, PythonRouter, router_code, view
 from trivet.cloud.serving.steptime import compile_tables
 from trivet.cloud.serving.traffic import Traffic
@@ -40,6 +43,7 @@ class ReplicaKind:
         chips: chips of one replica, for rates a chip.
         name: shown in results.
         adapters: what it knows of LoRA adapters; needed where the traffic names some.
+        ranks: so many consecutive ones are attention-DP ranks of one engine and share every step (1 = each steps alone).
     """
 
     table: StepTable
@@ -51,6 +55,7 @@ class ReplicaKind:
     chips: int = 1
     name: str = ""
     adapters: Adapters | None = None
+    ranks: int = 1
 
     @property
     def kv_blocks(self) -> int:
@@ -94,6 +99,21 @@ class Fleet:
     def chips(self) -> int:
         return sum(kind.count * kind.chips for kind in self.kinds)
 
+    @property
+    def lock_step(self) -> bool:
+        """Whether any engine has ranks that share their steps."""
+        return any(kind.ranks > 1 for kind in self.kinds)
+
+    @property
+    def events(self) -> Longs:
+        """Who goes down and comes up when, the ranks of an engine together."""
+        first: list[int] = []
+        for kind in self.kinds:
+            start = len(first)
+            first += [start + i // kind.ranks * kind.ranks for i in range(kind.count)]
+        ranks = [kind.ranks for kind in self.kinds for _ in range(kind.count)]
+        return outage_events(whole_groups(self.outages, first, ranks), self.replicas)
+
 
 def tokens_per_step(settings: EngineSettings) -> float:
     """Expected tokens of a decode step with drafts: ``(1 - a^(n+1)) / (1 - a)`` (Leviathan et al., arXiv 2211.17192)."""
@@ -114,12 +134,18 @@ def _check(fleet: Fleet) -> None:
             raise TrivetError(f"unknown role {kind.role!r}", field="role", allowed=ROLES)
         if kind.count < 1:
             raise TrivetError(f"{kind.count} replicas", field="count", allowed="1 or more")
+        if kind.ranks < 1 or kind.count % kind.ranks:
+            raise TrivetError(f"{kind.ranks} do not divide {kind.count} replicas", field="ranks")
         if kind.kv_blocks < 1:
             raise TrivetError(
                 f"{kind.kv_blocks} KV blocks: the model leaves no memory", field="num_kv_blocks", allowed="1 or more"
             )
         if kind.settings.max_num_seqs < 1 or kind.settings.max_num_batched_tokens < 1:
             raise TrivetError("must be positive", field="max_num_seqs, max_num_batched_tokens")
+    if fleet.lock_step and fleet.autoscale is not None:
+        raise TrivetError(
+            "ranks in lock-step are not scaled one by one", field="autoscale", allowed="engine.lock_step: false"
+        )
     if ("prefill" in roles) != ("decode" in roles) or ("both" in roles and len(roles) > 1):
         raise TrivetError(f"roles {sorted(roles)}", field="role", allowed="all both, or some prefill and some decode")
 
@@ -160,6 +186,16 @@ def priority_classes(priority: NDArray[np.int32] | None) -> NDArray[np.int32]:
     return np.minimum(np.unique(priority, return_inverse=True)[1], PRIORITY_CLASSES - 1).astype(np.int32)
 
 
+def groups_of(fleet: Fleet, tables: Tables) -> Group:
+    """The ranks in lock-step of a fleet that has some."""
+    most = []
+    for kind in fleet.kinds:
+        seqs, drafts = kind.settings.max_num_seqs, kind.settings.speculative_tokens
+        most.append((seqs, kind.settings.max_num_batched_tokens + seqs * (1 + drafts)))
+    kinds = fleet.kinds
+    return new_group(tables, [x.table for x in kinds], [x.count for x in kinds], [x.ranks for x in kinds], most)
+
+
 class FleetRun:
     """A simulation under way: feed it traffic in blocks, in order; memory grows with what is in flight, not with time."""
 
@@ -172,18 +208,21 @@ class FleetRun:
         max_seqs = [s.max_num_seqs for s in settings]
         units = [1 if tokens_per_step(s) == 1.0 else SPECULATIVE_UNITS for s in settings]
         self.tables = compile_tables(
-            [kind.table for kind in fleet.kinds], max_seqs, [s.max_num_batched_tokens for s in settings], units,
-            with_host=not adapters,
+            [own_table(kind.table) if fleet.lock_step else kind.table for kind in fleet.kinds],
+            max_seqs, [s.max_num_batched_tokens for s in settings], units,
+            with_host=not adapters and not fleet.lock_step,
         )  # fmt: skip
         block = max(s.block_size * u for s, u in zip(settings, units, strict=True))
         self.state = k.new_state(fleet.replicas, max(max_seqs), block, slots=0, out=4096, sessions=sessions)
         _rows(fleet, self.state.replicas)
+        if fleet.lock_step:
+            self.state = self.state._replace(group=groups_of(fleet, self.tables))
         if adapters:
             each = [kind.adapters for kind in fleet.kinds for _ in range(kind.count)]
             self.state = self.state._replace(lora=new_lora(adapters, each))
         self._grow_slots(1024)
         self.cache = self._new_cache(hash_ids, hash_block)
-        self.faults = outage_events(fleet.outages, fleet.replicas)
+        self.faults = fleet.events
         self._set_run()
         self.sent = 0
         for replica in range(fleet.replicas):
