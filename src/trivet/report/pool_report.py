@@ -43,7 +43,8 @@ def rows(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
         cold = summary["cold_chips_share"]
         table.append(
             {
-                "policy": "chips under the coldest models", "published": cold["published"],
+                "policy": "chips under the coldest models",
+                "published": "–" if cold["published"] is None else percent(cold["published"]),
                 "chips": f"{cold['value']:.1%} [{cold['lo']:.1%}, {cold['hi']:.1%}]", "driven by": "",
             }
         )  # fmt: skip

@@ -71,6 +71,28 @@ def test_merging_is_associative_and_commutative(a: list, b: list, c: list) -> No
         assert {n: v.tolist() for n, v in parts.items()} == {n: v.tolist() for n, v in whole.items()}
 
 
+@given(PIECE, PIECE)
+@settings(max_examples=30, deadline=None)
+def test_packing_changes_nothing(a: list, b: list) -> None:
+    plain, packed = filled(a), filled(a)
+    packed.pack(10)
+    assert same(plain, packed)
+    assert same(plain.merge(filled(b)), packed.merge(filled(b)))
+    for hour, value in b:
+        for one in (plain, packed):
+            one.cell(hour).counts[0, sk.E2E, sk.bin_of(value)] += 1
+    assert same(plain, packed)
+
+
+def test_hours_that_are_over_are_small() -> None:
+    load = poisson(6000, 0.05, 400, 80, seed=3)  # 33 hours
+    found = simulate_stream(blocks_of(load, 400), fleet(replicas(1))).sketches
+    assert len(found.cells) > 30
+    sizes = [found.cells[hour].nbytes for hour in sorted(found.cells)]
+    assert max(sizes[:-3]) < sizes[-1] / 5
+    assert found.counters()["done"] == 6000
+
+
 def test_refusals() -> None:
     with pytest.raises(TrivetError, match="groups"):
         sk.Sketches(("a",)).merge(sk.Sketches(("b",)))

@@ -51,23 +51,64 @@ def bin_of(seconds: Any) -> Longs:
     return np.clip(index, 0, BINS - 1)
 
 
-@dataclass(slots=True, eq=False)
 class Cell:
-    """One hour: ``counts`` and ``sums_us`` [groups, metrics, bins], ``counters`` [groups, COUNTERS]."""
+    """One hour: ``counts`` and ``sums_us`` [groups, metrics, bins], ``counters`` [groups, COUNTERS].
 
-    counts: Longs
-    sums_us: Longs
-    counters: Longs
+    An hour that is over is packed: of its bins only those that hold something are kept, until something is added.
+    """
+
+    __slots__ = ("_counts", "_index", "_shape", "_sums", "counters")
+
+    def __init__(self, counts: Longs, sums_us: Longs, counters: Longs) -> None:
+        self._shape = counts.shape
+        self._counts, self._sums, self.counters = counts, sums_us, counters
+        self._index: Longs | None = None
 
     @classmethod
     def empty(cls, groups: int) -> Cell:
         shape = (groups, len(METRICS), BINS)
         return cls(np.zeros(shape, np.int64), np.zeros(shape, np.int64), np.zeros((groups, len(COUNTERS)), np.int64))
 
+    @property
+    def counts(self) -> Longs:
+        return self._whole(self._counts)
+
+    @property
+    def sums_us(self) -> Longs:
+        return self._whole(self._sums)
+
+    def _whole(self, values: Longs) -> Longs:
+        if self._index is None:
+            return values
+        out = np.zeros(int(np.prod(self._shape)), np.int64)
+        out[self._index] = values
+        return out.reshape(self._shape)
+
+    def pack(self) -> None:
+        """Keep only the bins that hold something."""
+        if self._index is None:
+            index = np.flatnonzero(self._counts)
+            self._counts, self._sums, self._index = self._counts.ravel()[index], self._sums.ravel()[index], index
+
+    def open(self) -> None:
+        """All bins again, to be added to."""
+        if self._index is not None:
+            self._counts, self._sums, self._index = self.counts, self.sums_us, None
+
     def add(self, other: Cell) -> None:
-        self.counts += other.counts
-        self.sums_us += other.sums_us
+        self.open()
+        self._counts += other.counts
+        self._sums += other.sums_us
         self.counters += other.counters
+
+    @property
+    def nbytes(self) -> int:
+        return int(
+            self._counts.nbytes
+            + self._sums.nbytes
+            + self.counters.nbytes
+            + (self._index.nbytes if self._index is not None else 0)
+        )
 
 
 @dataclass(slots=True, eq=False)
@@ -85,9 +126,17 @@ class Sketches:
     cells: dict[int, Cell] = field(default_factory=dict)
 
     def cell(self, hour: int) -> Cell:
+        """The cell of an hour, ready to be added to."""
         if hour not in self.cells:
             self.cells[hour] = Cell.empty(len(self.groups))
+        self.cells[hour].open()
         return self.cells[hour]
+
+    def pack(self, before: int) -> None:
+        """Pack the hours before one."""
+        for hour, cell in self.cells.items():
+            if hour < before:
+                cell.pack()
 
     def add_rows(
         self,
@@ -120,10 +169,11 @@ class Sketches:
         for at in range(count):
             if counters[at].any():
                 self.cell(first + at).add(Cell(counts[at], sums[at], counters[at]))
+        self.pack(first + count - 2)
 
     def add_gaps(self, hour: int, gaps: Longs, group: int = 0) -> None:
         """Inter-token gaps of the loop's own histogram, which has the same bins from 1 us on."""
-        cell = self.cell(hour)
+        cell = self.cell(hour)  # open, so these are its own arrays
         cell.counts[group, ITL, 1 : 1 + gaps.size] += gaps
         # The loop keeps no sum of the gaps; the bins' own values are within 1/129 of it.
         cell.sums_us[group, ITL, 1 : 1 + gaps.size] += np.rint(gaps * values_s()[1 : 1 + gaps.size] * 1e6).astype(
@@ -158,9 +208,9 @@ class Sketches:
         edge = edges_s()
         parts: list[tuple[NDArray[Any], ...]] = []
         for hour in sorted(self.cells):
-            cell = self.cells[hour]
-            g, m, b = np.nonzero(cell.counts)
-            parts.append((g, np.full(g.size, hour), m, b, cell.counts[g, m, b], cell.sums_us[g, m, b]))
+            counts, sums = self.cells[hour].counts, self.cells[hour].sums_us
+            g, m, b = np.nonzero(counts)
+            parts.append((g, np.full(g.size, hour), m, b, counts[g, m, b], sums[g, m, b]))
         if not parts:
             parts.append((np.zeros(0, np.int64),) * 6)
         g, at, m, b, count, total = (np.concatenate(column) for column in zip(*parts, strict=True))
