@@ -60,6 +60,15 @@ _ATTENTION = {
 }  # fmt: skip
 
 
+# Families whose units copy and multiply asynchronously, which attention kernels of all makers of software build on there.
+ASYNCHRONOUS = ("hopper", "blackwell")
+
+
+def attention_style(family: str) -> str:
+    """How attention kernels are built on a family, where nothing closer is known: "async" or "sync"."""
+    return "async" if family in ASYNCHRONOUS else "sync"
+
+
 def attention_kernel(library: str, family: str, precision: str, kind: str) -> str:
     """Which attention kernel a library runs on an architecture family, for ``precision`` like "bf16+fp8"; "" if not known.
 

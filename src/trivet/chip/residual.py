@@ -20,7 +20,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from trivet.chip.kernels import LIBRARIES, attention_kernel, feature_library, nearest_precision
+from trivet.chip.kernels import LIBRARIES, attention_kernel, attention_style, feature_library, nearest_precision
 from trivet.errors import TrivetError
 
 Floats = NDArray[np.float64]
@@ -79,17 +79,16 @@ def indicators(
 
 def known_group(kind: Kind, library: str, precision: str) -> tuple[str, str]:
     """The measured (library, precision) nearest to what is asked; the second word notes what was assumed."""
-    measured = {key.split("|")[1] for key in kind.group if key.split("|")[0] == library}
-    if measured:
-        used = nearest_precision(precision, tuple(sorted(measured)))
-        return f"{library}|{used}", "" if used == precision else f"{precision} kernels taken like {used}"
-    if "/" in library:
-        return known_group(kind, library.partition("/")[0], precision)
-    for other in ("vllm", "sglang", "trtllm", "nccl"):
-        found = {key.split("|")[1] for key in kind.group if key.split("|")[0] == other}
-        if found:
-            used = nearest_precision(precision, tuple(sorted(found)))
-            return f"{other}|{used}", f"no {library} kernels of this kind measured: {other}'s used"
+    base, _, kernel = library.partition("/")
+    others = ("vllm", "sglang", "trtllm", "nccl")
+    alike = [f"{name}/{kernel}" for name in (base, *others)] if kernel else []
+    for name in (library, *alike, base, *others):
+        measured = {key.split("|")[1] for key in kind.group if key.split("|")[0] == name}
+        if measured:
+            used = nearest_precision(precision, tuple(sorted(measured)))
+            if name.partition("/")[0] != base:
+                return f"{name}|{used}", f"no {base} kernels of this kind measured: {name.partition('/')[0]}'s used"
+            return f"{name}|{used}", "" if used == precision else f"{precision} kernels taken like {used}"
     raise TrivetError("the calibration holds no library", field="operators.npz")
 
 
@@ -102,7 +101,7 @@ def with_kernel(
         name = f"{library}/{attention_kernel(library, family, precision, kind)}"
         if f"{name}|{precision}" in known.group:
             return kind + KNOWN, name
-    return kind, library
+    return kind, f"{library}/{attention_style(family)}" if kinds[kind].kernels else library
 
 
 class Named(Protocol):

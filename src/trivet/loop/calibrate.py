@@ -22,7 +22,7 @@ from trivet.chip.point import chip_point
 from trivet.chip.timing import predict_flat
 from trivet.errors import TrivetError
 from trivet.loop.collective_tables import load_collectives
-from trivet.loop.fit_kernels import damped, library_columns, measured_elsewhere, with_kernels
+from trivet.loop.fit_kernels import as_fitted, damped, library_columns, measured_elsewhere, with_kernels
 from trivet.loop.fit_operators import Recipe, Trained, take_apart, train
 from trivet.loop.fit_typical import assembled, centred, labelled
 from trivet.loop.operator_tables import Samples, load, read
@@ -40,11 +40,11 @@ RECIPES: dict[str, Recipe] = {kind: Recipe() for kind in KINDS} | {
     "gemm_narrow": Recipe(nearest=True),
     "collective": Recipe((24, 12), 100, 512, 4e-3, 1e-2, tether=0.1, members=3),
     "scan": Recipe((48, 24), 24, 1024, 4e-3, tether=0.001),
-    "prefill": Recipe(kernels=True),
+    "prefill": Recipe(kernels=True, styles=True),
     "decode": Recipe(kernels=True),
     # Few rows and one model's shapes: a smaller network, held closer to the physics.
-    "mla_prefill": Recipe((48, 24), 24, 1024, 4e-3, 0.5, kernels=True),
-    "mla_decode": Recipe((48, 24), 24, 1024, 4e-3, 0.5, kernels=True),
+    "mla_prefill": Recipe((48, 24), 24, 1024, 4e-3, 0.5, kernels=True, styles=True),
+    "mla_decode": Recipe((48, 24), 24, 1024, 4e-3, 0.5, kernels=True, styles=True),
 }
 ALL_KINDS = (*KINDS, "collective")
 Progress = Callable[[str, float], None]
@@ -194,9 +194,12 @@ def fit_kind(data: Samples, recipe: Recipe, seed: int = 0, progress: Progress | 
     named, kernels = with_kernels(data)
     elsewhere = measured_elsewhere(named)
     close = _fit(named, recipe, seed, progress, elsewhere)
-    far = _fit(data, damped(recipe), seed, progress, ~elsewhere, library_columns(data))
+    styled, styles = as_fitted(data, recipe)
+    far = _fit(styled, damped(recipe), seed, progress, ~elsewhere, library_columns(data))
     return replace(
         far,
+        kind=replace(far.kind, kernels=styles),
+        data=data,
         inside_s=close.inside_s,
         outside_s=np.where(elsewhere, close.outside_s, far.outside_s),
         outside_sigma=np.where(elsewhere, close.outside_sigma, far.outside_sigma),

@@ -8,17 +8,29 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from trivet.chip.kernels import LIBRARIES, attention_kernel
+from trivet.chip.kernels import LIBRARIES, attention_kernel, attention_style
 from trivet.loop.fit_operators import Recipe
 from trivet.loop.operator_tables import Samples
 
-# Of a kernel that is not known the library's name says little: damped offsets, and no shapes of its own.
-DAMPED = {"library": 1.0, "group": 10.0}
+# Of a kernel that is not known the library's name says little: damped offsets, and no shapes of its own. It says more where
+# the style of the kernels is known.
+DAMPED, DAMPED_STYLE = {"library": 1.0, "group": 10.0}, {"library": 0.3, "group": 3.0}
 
 
 def damped(recipe: Recipe) -> Recipe:
     """The recipe for kernels that are not known."""
-    return replace(recipe, ridge=tuple((name, DAMPED.get(name, value)) for name, value in recipe.ridge))
+    least = DAMPED_STYLE if recipe.styles else DAMPED
+    return replace(recipe, ridge=tuple((name, least.get(name, value)) for name, value in recipe.ridge))
+
+
+def as_fitted(data: Samples, recipe: Recipe) -> tuple[Samples, tuple[str, ...]]:
+    """Samples as the fit that does not know the kernel sees them, and its indicators beyond library and precision."""
+    if not recipe.styles:
+        return data, ()
+    style = np.array([attention_style(str(family)) for family in data.family])
+    library = np.char.add(np.char.add(data.library, "/"), style).astype("U16")
+    ones = (style[:, None] == "async").astype(np.float32)
+    return replace(data, x=np.hstack([data.x, ones]), library=library), ("async",)
 
 
 def library_columns(data: Samples) -> slice:

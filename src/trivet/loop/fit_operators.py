@@ -43,6 +43,7 @@ class Recipe:
     centred: bool = False  # chips' offsets are those of a typical shape (``chip/centre.py``)
     nearest: bool = False  # left out, a precision that no other family has is labelled as the nearest
     kernels: bool = False  # a second fit that knows which kernel each library runs on a family
+    styles: bool = False  # where the kernel is not known, how kernels are built on a family is
     members: int = 1  # networks from as many seeds, joined into one whose corrections are their mean
 
 

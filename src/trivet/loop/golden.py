@@ -130,6 +130,7 @@ def _operators(folder: Path, report: Report | None) -> Iterator[tuple[str, float
     from trivet.chip import residual
     from trivet.loop.calibrate import ALL_KINDS, RECIPES, fit_kind, predict
     from trivet.loop.collective_tables import load_collectives
+    from trivet.loop.fit_kernels import as_fitted
     from trivet.loop.operator_tables import load
 
     shipped = residual.shipped()
@@ -139,7 +140,8 @@ def _operators(folder: Path, report: Report | None) -> Iterator[tuple[str, float
         data = load_collectives(folder) if kind == "collective" else load(folder, kind, 1 << 30)
         if data.precisions != shipped[kind].precisions:
             raise TrivetError(f"{kind}: precisions are not those of the coefficients", field=str(folder))
-        known, forgotten = (predict(shipped[kind], data, hide=hide)[0] for hide in (False, True))
+        seen = as_fitted(data, RECIPES[kind])[0]
+        known, forgotten = (predict(shipped[kind], seen, hide=hide)[0] for hide in (False, True))
         yield f"{kind}, as calibrated: median error", _median_error(known, data.seconds)
         yield f"{kind}, chip and family forgotten: median error", _median_error(forgotten, data.seconds)
         left_out = fit_kind(data, replace(RECIPES[kind], batch=SAMPLE_BATCH)).outside_s
