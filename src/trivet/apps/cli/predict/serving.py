@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from collections import Counter
 from pathlib import Path
 
 import typer
@@ -23,6 +21,7 @@ def serving(
 
     A row that cannot be predicted has its reason in ``error``; what was assumed for others is noted there too.
     """
+    from trivet.apps.cli.predict.summary import tell
     from trivet.apps.cli.screen import progress
     from trivet.interop.results import result_file
     from trivet.loop import predict_serving as loop
@@ -33,16 +32,4 @@ def serving(
         answers = loop.predict(table, report=report)
     with result_file(out) as place:
         place.write_text(loop.csv_text(answers), encoding="utf-8")
-    good = [a for a in answers if a.tpot is not None]
-    failed = Counter(a.note for a in answers if a.tpot is None)
-    summary = {
-        "rows": len(answers), "predicted": len(good), "failed": len(answers) - len(good),
-        "with_notes": sum(1 for a in good if a.note),
-        "reasons": dict(failed.most_common(20)), "out": str(out),
-    }  # fmt: skip
-    if as_json:
-        typer.echo(json.dumps(summary))
-        return
-    typer.echo(f"{summary['predicted']} of {summary['rows']} rows predicted, {summary['with_notes']} with notes: {out}")
-    for reason, count in failed.most_common(8):
-        typer.echo(f"  {count} not predicted: {reason}")
+    tell([(a.tpot is not None, a.note) for a in answers], out, as_json)

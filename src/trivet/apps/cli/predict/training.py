@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import typer
@@ -20,6 +19,7 @@ def training(
 
     A row that cannot be predicted has its reason in ``error``; assumptions are noted there too.
     """
+    from trivet.apps.cli.predict.summary import tell
     from trivet.interop.results import result_file
     from trivet.loop import predict_training as loop
 
@@ -27,18 +27,4 @@ def training(
     answers = loop.predict(read)
     with result_file(out) as place:
         place.write_text(loop.csv_text(answers), encoding="utf-8")
-    good = [a for a in answers if a.result is not None]
-    summary = {
-        "rows": len(answers),
-        "predicted": len(good),
-        "failed": len(answers) - len(good),
-        "with_notes": sum(1 for a in good if a.error),
-        "out": str(out),
-    }
-    if as_json:
-        typer.echo(json.dumps(summary))
-        return
-    typer.echo(f"{summary['predicted']} of {summary['rows']} rows predicted, {summary['with_notes']} with notes: {out}")
-    for a in answers:
-        if a.result is None:
-            typer.echo(f"  {a.id}: {a.error}")
+    tell([(a.result is not None, a.error) for a in answers], out, as_json)
