@@ -74,7 +74,7 @@ def replicas(service: str, table: StepTable, settings: EngineSettings, day: int,
     count = min(math.ceil(guess), 8)
     thin, before = min(1.0, count / guess), 0.0
     while True:
-        fleet = FleetRun(Fleet((ReplicaKind(table, settings, count * ranks),)))
+        fleet = FleetRun(Fleet((ReplicaKind(table, settings, count * ranks, ranks=ranks),)))
         begin, end = windows[0] * WINDOW_S, (windows[-1] + 1) * WINDOW_S
         met = total = 0
         for part in stream(source, start_s=begin, end_s=end, rate=thin, seed=1):
@@ -102,7 +102,17 @@ def run(
     table = step_table(dep)
     instances = math.ceil(spare * scale * replicas(service, table, dep.settings, day, dep.layout.attention_dp))
     ranks = instances * dep.layout.attention_dp
-    fleet = Fleet((ReplicaKind(table, dep.settings, ranks, chips=dep.layout.chips // dep.layout.attention_dp),))
+    fleet = Fleet(
+        (
+            ReplicaKind(
+                table,
+                dep.settings,
+                ranks,
+                chips=dep.layout.chips // dep.layout.attention_dp,
+                ranks=dep.layout.attention_dp,
+            ),
+        )
+    )
     start, early, seen = day * 86400.0, 0, 0
     end = start + int(hours * 3600 / WINDOW_S) * WINDOW_S
 
