@@ -73,7 +73,8 @@ def attention_kernel(library: str, family: str, precision: str, kind: str) -> st
     """Which attention kernel a library runs on an architecture family, for ``precision`` like "bf16+fp8"; "" if not known.
 
     fa2, fa3: FlashAttention; fi: FlashInfer; gen: TensorRT-LLM's for Blackwell (also in vLLM and SGLang); xqa, fmha: its
-    older ones, which differ on Hopper and, in decode, with an FP8 cache. "+80" marks FlashAttention 3 on Ampere.
+    older ones, which differ on Hopper and, in decode, with an FP8 cache. "+80" marks FlashAttention 3 on Ampere. Linear
+    attention is told apart along the same lines: FlashInfer's kernels on Hopper and Blackwell, Triton's elsewhere.
     """
     found = _ATTENTION.get((library, family), "")
     if library == "sglang" and kind == "prefill" and precision == "bf16+fp8" and found in ("fa3", "gen"):
