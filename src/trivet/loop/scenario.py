@@ -112,6 +112,12 @@ def settings_of(scenario: Scenario, group: Group) -> tuple[EngineSettings, Engin
 
 
 def deployment_of(scenario: Scenario, group: Group, model: Architecture, typical_tokens: float = 0.0) -> Deployment:
+    settings, part = settings_of(scenario, group)
+    experts = part.expert_skew
+    if experts is not None and group.moe_ep == 1:
+        raise TrivetError(
+            "experts are not spread over chips", field="engine.expert_skew", allowed="with fleet.moe_ep above 1"
+        )
     layout = Layout(
         tp=group.tp,
         pp=group.pp,
@@ -119,8 +125,9 @@ def deployment_of(scenario: Scenario, group: Group, model: Architecture, typical
         moe_tp=group.moe_tp,
         moe_ep=group.moe_ep,
         expert_skew=group.expert_skew,
+        expert_zipf=None if experts is None else experts.popularity,
+        redundant_experts=0 if experts is None else experts.redundant,
     )
-    settings, _ = settings_of(scenario, group)
     return Deployment(model, find_chip(group.chip), layout, settings, group.server, typical_tokens)
 
 

@@ -68,6 +68,13 @@ class TrafficPart(_Strict):
     adapters: AdaptersPart | None = None
 
 
+class ExpertsPart(_Strict):
+    """How unevenly experts are chosen: popularity of the i-th as ``i ** -popularity``; more copies of popular ones."""
+
+    popularity: float = Field(0.0, ge=0)
+    redundant: int = Field(0, ge=0)
+
+
 class EnginePart(_Strict):
     """Engine settings; what is left out is the engine's own."""
 
@@ -91,6 +98,7 @@ class EnginePart(_Strict):
     max_cpu_loras: int = Field(0, ge=0)
     lora_rank: int = Field(16, ge=1)
     lora_targets: Literal["all", "attention"] = "all"
+    expert_skew: ExpertsPart | None = None  # None = experts are loaded evenly
     lock_step: bool | None = None  # attention-DP ranks share every step; None = where the model has experts
     asynchronous: bool | None = None
     prefill_first: bool | None = None

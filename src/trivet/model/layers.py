@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from trivet.model import mixers
+from trivet.model import expert_load, mixers
 from trivet.model.architecture import Architecture, FeedForward, Layer
 from trivet.model.parallel import Batch, Layout, resolve, stage_layers
 from trivet.operators import ACTIVATION_BYTES, Gemm, GroupedGemm, Number, Operator, Stream, Transfer
@@ -216,12 +216,12 @@ class _Step:
             group_tokens,
             width,
             ff.expert_intermediate / layout.moe_tp,
-            ff.experts,
-            ff.experts / layout.moe_ep,
+            ff.experts + layout.redundant_experts,
+            (ff.experts + layout.redundant_experts) / layout.moe_ep,
             ff.top_k,
             self.dtypes.experts,
             ff.gated,
-            layout.expert_skew if layout.moe_ep > 1 else 1.0,
+            self.expert_skew(ff, group_tokens),
         )
         found += [
             *before,
@@ -236,6 +236,17 @@ class _Step:
             if layout.attention_dp * layout.cp > 1:
                 found += self.join("shared")
         return found
+
+    def expert_skew(self, ff: FeedForward, tokens: Number) -> Number:
+        """Hottest chip's expert load over the mean: given, or by the popularity of experts and the tokens of the batch."""
+        layout = self.layout
+        if layout.moe_ep == 1:
+            return 1.0
+        if layout.expert_zipf is None:
+            return layout.expert_skew
+        return expert_load.skew(
+            ff.experts, ff.top_k, layout.moe_ep, np.asarray(tokens, float), layout.expert_zipf, layout.redundant_experts
+        )
 
     def exchange(self, ff: FeedForward, width: float) -> tuple[list[Operator], list[Operator]]:
         """Transfers before and after the experts.

@@ -82,7 +82,8 @@ def _feed_forward_bytes(hidden: int, ff: FeedForward, layout: Layout, dtypes: Pr
     if ff.kind == "dense":
         return hidden * ff.intermediate * ways / layout.tp * WEIGHT_BYTES[dtypes.dense]
     if ff.kind == "moe":
-        routed = ff.experts * expert_parameters(hidden, ff) / (layout.moe_tp * layout.moe_ep)
+        kept = ff.experts + layout.redundant_experts
+        routed = kept * expert_parameters(hidden, ff) / (layout.moe_tp * layout.moe_ep)
         shared = hidden * ff.shared_intermediate * ways / layout.tp
         beside = hidden * ff.experts * 2.0 + (shared + 2 * hidden * ff.latent) * WEIGHT_BYTES[dtypes.dense]
         return routed * WEIGHT_BYTES[dtypes.experts] + beside

@@ -24,6 +24,8 @@ class Layout:
     dcp: int = 1
     sequence_parallel: bool = False
     expert_skew: float = 1.0  # hottest chip's expert load over the mean
+    expert_zipf: float | None = None  # instead: popularity of experts, from which the skew by tokens (``expert_load``)
+    redundant_experts: int = 0  # further copies of popular experts, of every layer
 
     def __post_init__(self) -> None:
         for name in ("tp", "pp", "attention_dp", "moe_tp", "moe_ep", "cp", "dcp"):
@@ -32,6 +34,10 @@ class Layout:
                 raise DoesNotFit(f"{value} is not a positive whole number", field=name)
         if self.expert_skew < 1.0:
             raise DoesNotFit(f"{self.expert_skew} is below 1", field="expert_skew")
+        if self.expert_zipf is not None and not self.expert_zipf >= 0.0:
+            raise DoesNotFit(f"{self.expert_zipf} is below 0", field="expert_zipf")
+        if self.redundant_experts < 0:
+            raise DoesNotFit(f"{self.redundant_experts} is below 0", field="redundant_experts")
 
     @property
     def chips(self) -> int:
@@ -120,7 +126,12 @@ def resolve(architecture: Architecture, layout: Layout) -> Layout:
         if feed_forward.kind == "dense":
             _divides("tp", layout.tp, feed_forward.intermediate, "feed-forward columns")
         if feed_forward.kind == "moe":
-            _divides("moe_ep", layout.moe_ep, feed_forward.experts, "experts")
+            _divides(
+                "moe_ep",
+                layout.moe_ep,
+                feed_forward.experts + layout.redundant_experts,
+                "experts, redundant ones included",
+            )
             _divides("moe_tp", layout.moe_tp, feed_forward.expert_intermediate, "expert columns")
             if feed_forward.shared_intermediate:
                 _divides("tp", layout.tp, feed_forward.shared_intermediate, "shared-expert columns")
