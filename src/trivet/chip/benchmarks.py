@@ -19,6 +19,8 @@ Floats = NDArray[np.float64]
 NOISE = 0.06  # log spread of one kernel's time about the model of its own chip
 # Share of what a GEMM shows beyond the data sheet that other kinds of kernel and other precisions share.
 SHARED = 0.6
+# Narrow products launch other kernels, mostly two: what the tiny GEMM shows of launches says nothing of theirs.
+SHARED_LAUNCH = 0.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,9 +32,12 @@ class Update:
     kernels: Floats  # [3] prior log spread between chips
     kept: Floats  # [3] posterior variance over prior variance
 
-    def apply(self, same: bool, sheet: Floats, kernels: Floats) -> tuple[Floats, Floats]:
-        """(offset, log spread) for kernels like the benchmarks' (``same``) or of another kind or precision."""
-        share = 1.0 if same else SHARED
+    def apply(self, same: bool, sheet: Floats, kernels: Floats, narrow: bool = False) -> tuple[Floats, Floats]:
+        """(offset, log spread) for kernels like the benchmarks' (``same``), of another kind or precision, or ``narrow``
+        products."""
+        share = np.full(3, 1.0 if same else SHARED)
+        if narrow:
+            share[2] = SHARED_LAUNCH
         before = np.maximum(self.sheet**2 + self.kernels**2, 1e-12)
         offset = self.delta * (self.sheet**2 + share * self.kernels**2) / before
         variance = sheet**2 * self.kept + kernels**2 * (1.0 - share**2 * (1.0 - self.kept))

@@ -162,7 +162,7 @@ def _belief(kinds: Kinds, chip: Chip, point: ChipPoint, kind: str, library: str,
         found = _update(kinds, chip, library.partition("/")[0], measured)
         benched = chip_point(chip, measured[0][0].dtype).math
         same = kind == "gemm" and (point.math == benched or {point.math, benched} == {"bf16", "fp16"})
-        shift, sigma = found.apply(same, sheet, kernels)
+        shift, sigma = found.apply(same, sheet, kernels, kind == "gemm_narrow")
         offset = offset + shift
         how = "benchmarked" if same else how
         note = "; ".join(n for n in (note, "calibrated by the chip's microbenchmarks") if n)

@@ -280,7 +280,7 @@ def calibrate_operators(
     return found
 
 
-BENCHMARKS = ((4096, 4096, 4096), (1, 65536, 4096), (384, 512, 512))
+BENCHMARKS = ((4096, 4096, 4096), (1, 65536, 4096), (256, 512, 512))
 
 
 def benchmark_rows(folder: Path) -> dict[str, tuple[tuple[Gemm, float], ...]]:
@@ -326,7 +326,7 @@ def predict_benchmarked(
                 return float(parts[0][0]), np.array([parts[1][0], parts[2][0], parts[3][0]])
 
             shift, sigma = update(measured[name], ask, np.zeros(3), before).apply(
-                precision == "bf16", np.zeros(3), kernels
+                precision == "bf16", np.zeros(3), kernels, data.kind == "gemm_narrow"
             )
             offset = offset + shift
         correction = residual.network(left, data.x[rows])
