@@ -95,13 +95,21 @@ def peer(python: str, traffic: Traffic, kv_blocks: int) -> dict[str, Any]:
         trace, code = Path(folder) / "trace.jsonl", Path(folder) / "peer.py"
         first = 0
         with trace.open("w") as file:
-            for arrival, inputs, outputs in zip(traffic.arrival_s, traffic.input_tokens, traffic.output_tokens, strict=True):
+            for arrival, inputs, outputs in zip(
+                traffic.arrival_s, traffic.input_tokens, traffic.output_tokens, strict=True
+            ):
                 blocks = -(-int(inputs) // 512)
-                row = {"timestamp": round(float(arrival) * 1e3, 3), "input_length": int(inputs), "output_length": int(outputs)}
+                row = {
+                    "timestamp": round(float(arrival) * 1e3, 3),
+                    "input_length": int(inputs),
+                    "output_length": int(outputs),
+                }
                 file.write(json.dumps({**row, "hash_ids": list(range(first, first + blocks))}) + "\n")
                 first += blocks
         code.write_text(PEER_CODE)
-        done = subprocess.run([python, str(code), str(trace), str(kv_blocks)], capture_output=True, text=True, timeout=600)
+        done = subprocess.run(
+            [python, str(code), str(trace), str(kv_blocks)], capture_output=True, text=True, timeout=600
+        )
     if done.returncode:
         raise RuntimeError(done.stderr.strip().splitlines()[-1])
     answer: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
@@ -131,12 +139,39 @@ def run(requests: int, given_python: str) -> dict[str, Any]:
     return out
 
 
+def scaling(each: int = 2000) -> list[dict[str, float]]:
+    """Cost a request by replicas, ``each`` requests and the same load on every one; and by requests on eight."""
+    rows = []
+    for replicas, share in ((1, each), (8, each), (64, each), (512, each // 4), (8, each // 4), (8, each * 4)):
+        count = replicas * share
+        source = read("azure2023-conv", limit=min(count, 16_000))
+        copies = -(-count // len(source))
+        traffic = Traffic(
+            np.sort(np.concatenate([source.arrival_s + source.duration_s * i for i in range(copies)])[:count]) ,
+            np.tile(source.input_tokens, copies)[:count], np.tile(source.output_tokens, copies)[:count],
+        ).scaled(0.75 * replicas)  # fmt: skip
+        these = fleet(source, fleet=[{"chip": "h100", "replicas": replicas}])
+        spent = best_cpu_s(lambda load=traffic, many=these: simulate(load, many), 3)  # type: ignore[misc]
+        rows.append({"replicas": replicas, "requests": count, "us_per_request": 1e6 * spent / count})
+    return rows
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--requests", type=int, default=10_000)
     parser.add_argument("--peer-python", default="")
+    parser.add_argument("--scaling", action="store_true", help="cost by replicas and by requests instead")
     given = parser.parse_args()
+    if given.scaling:
+        table = scaling()
+        if given.json:
+            print(json.dumps(table))
+        for row in [] if given.json else table:
+            print(
+                f"{row['replicas']:5.0f} replicas {row['requests']:9,.0f} requests {row['us_per_request']:7.2f} us a request"
+            )
+        return
     found = run(given.requests, given.peer_python)
     if given.json:
         print(json.dumps(found))

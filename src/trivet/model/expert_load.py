@@ -9,7 +9,8 @@ the i-th most popular has ``i ** -s``) is among the ``k`` that a token chooses w
 with ``w_e = pi_e (1 - pi_e)``, variance ``n (sum w_e - (sum w_e)^2 / W)``; the largest of the chips' loads is that of
 independent binomial (many tokens: normal) variables with these moments: within 6% of sampling, 10% at a few tokens.
 Redundant experts are placed as DeepSeek's EPLB places them: another copy of whichever expert has the most load a copy,
-then copies to chips from the heaviest on, each to the least loaded chip with room. Without any, experts lie on the chips in an order that has nothing to do with their popularity.
+then copies to chips from the heaviest on, each to the least loaded chip with room.
+Without any, experts lie on the chips in an order that has nothing to do with their popularity.
 """
 
 from __future__ import annotations
