@@ -39,13 +39,14 @@ def library_columns(data: Samples) -> slice:
     return slice(last - len(LIBRARIES), last)
 
 
-def with_kernels(data: Samples) -> tuple[Samples, tuple[str, ...]]:
-    """Samples whose library is "library/kernel", with an indicator for each kernel, and the kernels in that order."""
+def with_kernels(data: Samples, kernels: tuple[str, ...] = ()) -> tuple[Samples, tuple[str, ...]]:
+    """Samples whose library is "library/kernel", with an indicator for each of ``kernels`` (by default those of the data), and
+    the kernels in that order."""
     names, inverse, _ = data.groups
     first = {key: data.family[row] for key, row in zip(names, data.groups[2], strict=True)}
     of_key = [attention_kernel(k.split("|")[1], str(first[k]), k.split("|")[2], data.kind) for k in names]
     kernel = np.array(of_key)[inverse]
-    kernels = tuple(sorted({k for k in of_key if k}))
+    kernels = kernels or tuple(sorted({k for k in of_key if k}))
     ones = (kernel[:, None] == np.array(kernels)).astype(np.float32)
     library = np.char.add(np.char.add(data.library, "/"), kernel).astype("U16")
     return replace(data, x=np.hstack([data.x, ones]), library=library), kernels
