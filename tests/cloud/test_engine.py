@@ -10,10 +10,11 @@ import pytest
 from trivet.chip.catalogue import chip
 from trivet.cloud.deployment import ENGINES, Deployment, EngineSettings
 from trivet.cloud.engine import assemble, compile_components, profile, room, schedule, step_table
-from trivet.cloud.engine.components import KINDS
+from trivet.cloud.engine.components import KINDS, hottest
 from trivet.errors import DoesNotFit, UnknownName
 from trivet.model.config import read
 from trivet.model.parallel import Layout
+from trivet.operators import GroupedGemm
 
 
 def deployment(
@@ -112,3 +113,50 @@ def test_data_sheet_chip() -> None:
     """A chip that nobody measured has a table too, and a wider spread."""
     known, sheet = step_table(deployment()), step_table(deployment(part="mi300x"))
     assert sheet.log_sigma >= known.log_sigma
+
+
+@pytest.mark.parametrize(
+    ("version", "overlap"),
+    [("1.0.0rc3", False), ("0.21.0", False), ("1.2.0rc6.post2", True), ("0.8.1.post1", True), ("", True)],
+)
+def test_old_builds_let_the_device_wait_for_the_host(version: str, overlap: bool) -> None:
+    """TensorRT-LLM before 1.1; versions below 0.10 are Dynamo's."""
+    assert profile("trtllm", version).overlap is overlap
+
+
+def test_latent_attention_has_weights_of_its_own() -> None:
+    for model, tp, core, other in (
+        ("deepseek-ai/DeepSeek-R1", 8, "latent", "attention"),
+        ("Qwen/Qwen3-32B", 4, "attention", "latent"),
+    ):
+        parts = compile_components(deployment(model, "h200", tp))
+        constants = profile("vllm")
+        double = replace(constants, weights={**constants.weights, core: 2 * constants.weights[core]})
+        same = replace(constants, weights={**constants.weights, other: 2 * constants.weights[other]})
+        once = assemble(parts, constants).decode_attention_s
+        assert assemble(parts, double).decode_attention_s == pytest.approx(2 * once)
+        assert assemble(parts, same).decode_attention_s == pytest.approx(once)
+
+
+def test_the_hottest_chip_of_an_expert_group() -> None:
+    """Few tokens fall unevenly; many leave only the experts' popularity; no chip has more experts than it holds."""
+    tokens = np.array([1.0, 4.0, 64.0, 65536.0])[:, None]
+    even = GroupedGemm("experts", tokens, 7168, 2048, 256, 32, 8, "fp8_block")
+    hot = hottest(even, 8)
+    load = np.asarray(hot.local_rows / even.local_rows)[:, 0]
+    assert np.all(np.diff(load) < 0)
+    assert 1.0 < load[-1] < 1.25
+    assert load[0] > 2.0
+    assert np.all(np.asarray(hot.active_experts) <= 32 * (1 + 1e-9))
+
+
+def test_popular_experts_leave_others_unmet() -> None:
+    """One token meets ``top_k`` experts whatever their popularity, very many meet nearly all, and no row is lost."""
+    tokens = np.array([1.0, 8.0, 32.0, 128.0, 1e6])[:, None]
+    even = GroupedGemm("experts", tokens, 7168, 2048, 256, 256, 8, "fp8_block")
+    found = hottest(even, 1)
+    ratio = np.asarray(found.active_experts / even.active_experts)[:, 0]
+    assert ratio[0] == pytest.approx(1.0)
+    assert np.all(ratio[1:4] < 0.97)
+    assert ratio[-1] > 0.99
+    assert np.asarray(found.local_rows) == pytest.approx(np.asarray(even.local_rows))

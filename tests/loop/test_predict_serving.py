@@ -74,6 +74,29 @@ def test_what_cannot_be_read_says_which_column(changes: dict[str, str], reason: 
     assert reason in found.reason
 
 
+def test_pools_under_attention_data_parallel_spread_their_experts() -> None:
+    pools = {"prefill_workers": "1", "prefill_tp": "8", "decode_workers": "1", "decode_tp": "1", "decode_attention_dp": "8",
+             "decode_moe_tp": "8", "decode_moe_ep": "1", "decode_batch_size": "4"}  # fmt: skip
+    found = case(model="deepseek-ai/DeepSeek-R1", mode="disagg", tp="", batch_size="", **pools)
+    assert (found.pools[1].deployment.layout.moe_ep, found.pools[1].deployment.layout.moe_tp) == (8, 1)
+    assert any("attention data parallel" in note for note in found.notes)
+    assert found.pools[0].deployment.layout.moe_tp == 8
+
+
+def test_speculation_that_rows_do_not_state() -> None:
+    """Reckoned with where benchmarks run it: TensorRT-LLM, models with heads for it, since 2026."""
+    from trivet.loop.serving_model import Compiler, steady, unstated_speculation
+
+    row = {"engine": "trtllm", "engine_version": "1.2.0rc6", "model": "deepseek-ai/DeepSeek-R1", "tp": "8"}
+    likely = case(**row, measured_on="2026-02-05")
+    assert unstated_speculation(likely) > 0.5
+    others = [{"measured_on": "2025-12-15"}, {"measured_on": ""}, {"model": "Qwen/Qwen3-32B"}, {"engine": "vllm"}]
+    for other in [case(**{**row, "measured_on": "2026-02-05", **change}) for change in others]:
+        assert unstated_speculation(other) == 0.0
+    stated = steady(likely, Compiler(speculation=False))
+    assert float(steady(likely, Compiler()).tpot_s) < 0.85 * float(stated.tpot_s)
+
+
 def test_unknown_engine_and_labels_fall_back_and_say_so() -> None:
     found = case(engine="lmdeploy", weights="q5_k_m")
     assert found.group["engine"] == "vllm"

@@ -43,15 +43,16 @@ class Measured:
 # name in the profile ("group.kind" or a scalar) -> (prior, log sigma of the prior). The medians are the geometric means
 # over the three engines of a first fit under wide priors: an engine that lacks a kind of model leans on the others.
 PRIORS: dict[str, tuple[float, float]] = {
-    "weights.gemm": (0.95, 0.12), "weights.block_gemm": (0.95, 0.15), "prefill_weights.block_gemm": (0.85, 0.2),
-    "floors.block_gemm": (0.3, 0.4), "weights.head": (0.97, 0.12), "weights.experts": (0.83, 0.15),
-    "weights.attention": (1.1, 0.2),
+    "weights.gemm": (0.95, 0.12), "weights.block_gemm": (0.95, 0.15), "prefill_weights.block_gemm": (0.9, 0.2),
+    "floors.block_gemm": (0.45, 0.4), "weights.head": (0.97, 0.12), "weights.experts": (0.9, 0.15),
+    "weights.attention": (1.3, 0.2), "weights.latent": (1.3, 0.25), "prefill_weights.latent": (0.8, 0.3),
+    "floors.latent": (0.8, 0.3),
     "weights.stream": (0.4, 0.3), "weights.scan": (1.0, 0.2), "weights.all_reduce": (1.3, 0.3), "weights.exchange": (0.9, 0.3),
-    "prefill_weights.gemm": (0.85, 0.2), "prefill_weights.experts": (1.1, 0.2), "prefill_weights.attention": (0.85, 0.3),
+    "prefill_weights.gemm": (0.9, 0.2), "prefill_weights.experts": (1.1, 0.2), "prefill_weights.attention": (1.1, 0.3),
     "prefill_weights.stream": (0.95, 0.3), "prefill_weights.scan": (1.0, 0.2), "prefill_weights.all_reduce": (1.2, 0.3),
     "prefill_weights.exchange": (1.0, 0.3), "floors.gemm": (0.3, 0.3), "floors.head": (1.0, 0.2), "floors.experts": (0.75, 0.2),
     "floors.attention": (0.8, 0.3), "floors.stream": (0.35, 0.3), "floors.scan": (0.8, 0.2), "floors.all_reduce": (0.55, 0.4),
-    "floors.exchange": (1.2, 0.3), "eager_floor_weight": (1.3, 0.5), "graph_s": (1.2e-4, 0.6), "layer_s": (2.5e-6, 0.6),
+    "floors.exchange": (1.5, 0.3), "eager_floor_weight": (1.3, 0.5), "graph_s": (1.2e-4, 0.6), "layer_s": (2.5e-6, 0.6),
     "host_decode_s": (8e-4, 0.4), "host_mixed_s": (2.5e-3, 0.5), "host_per_sequence_s": (8e-6, 0.5), "first_token_s": (0.04, 0.5),
     "frontend_s": (4.7e-4, 0.5), "first_token_steps": (1.0, 0.5),
 }  # fmt: skip
@@ -59,7 +60,7 @@ PRIORS: dict[str, tuple[float, float]] = {
 # TensorRT-LLM's stream every tenth token.
 OWN_PRIORS = {
     "trtllm": {"first_token_steps": (6.0, 0.5)},
-    "sglang": {"first_token_s": (0.1, 0.3), "first_token_steps": (1.0, 0.3)},
+    "sglang": {"first_token_s": (0.1, 0.3), "first_token_steps": (1.0, 0.3), "host_per_sequence_s": (3e-5, 0.5)},
 }
 SPECULATIVE = -0.25  # log(measured / predicted TPOT) below which a model with MTP heads is taken to have speculated
 
@@ -121,15 +122,16 @@ class EngineFit:
 def fit_engine(
     rows: Sequence[Measured], engine: str, raw: Mapping[str, Any], compiler: Compiler, evaluations: int = 12
 ) -> EngineFit:
-    """Constants of the engine of ``rows``, from where ``raw`` stands, and the linearisation there. ``compiler`` keeps the
-    compiled deployments. With no ``evaluations`` the constants stay.
+    """Constants of the engine of ``rows``, searched from the priors, and the linearisation there (``raw`` holds what is not
+    fitted). ``compiler`` keeps the
+    compiled deployments. With no ``evaluations`` the constants of ``raw`` stay.
 
     Rows of a model with MTP heads that are a quarter faster than predicted are taken to have speculated without saying
     so, and do not count. At most ``MOST`` rows of a campaign, evenly spaced, steer the search.
     """
     names = sorted({row.campaign for row in rows})
     owner = np.array([names.index(row.campaign) for row in rows])
-    x = logs_of(raw, engine)
+    x = priors(engine)[0] if evaluations else logs_of(raw, engine)
     thin = np.concatenate([members[np.unique(np.linspace(0, len(members) - 1, MOST).astype(int))] for members in (
         np.flatnonzero(owner == c) for c in range(len(names)))])  # fmt: skip
     for _ in range(2 if evaluations else 0):
@@ -162,7 +164,8 @@ def _search(
     strength = STRENGTH * math.sqrt(campaigns / len(prior)) / sigma
 
     def errors(logs: Floats) -> Floats:
-        trial = Compiler({engine: from_mapping(engine, mapping(logs, raw, 12))}, compiler.parts, compiler.rooms)
+        profiles = {engine: from_mapping(engine, mapping(logs, raw, 12))}
+        trial = Compiler(profiles, compiler.parts, compiler.rooms, speculation=False)
         return np.log([_pair(row.case, trial) for row in rows]) - measured
 
     first = errors(x)

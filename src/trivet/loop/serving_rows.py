@@ -192,6 +192,11 @@ def _layout(base: Deployment, row: Mapping[str, str], role: str, notes: list[str
         ways["attention_dp"] = moe_tp * moe_ep // ways["tp"]
         chips_in_stage = moe_tp * moe_ep
         notes.append(f"{role}attention_dp is empty: {ways['attention_dp']} follows from the experts' layout")
+    if role and ways["attention_dp"] > 1 and moe_ep == 1 and ways["tp"] == 1:
+        # Pools with attention data parallel run expert parallel (recipes set both flags); tables leave the second at 1, and
+        # experts cut by so many ways would be thinner than their scales' blocks.
+        moe_tp, moe_ep = 1, chips_in_stage
+        notes.append(f"{role}moe_ep is 1 under attention data parallel: taken as {moe_ep}")
     if moe_tp * moe_ep != chips_in_stage:
         experts = next(
             layer.feed_forward.experts for layer in base.architecture.layers if layer.feed_forward.kind == "moe"

@@ -8,6 +8,7 @@ only the weights of the kinds, so a deployment is compiled once and re-weighted 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from trivet.cloud import collectives, fabric
 from trivet.cloud.deployment import Deployment
 from trivet.model.layers import operators
 from trivet.model.parallel import Batch, Layout
-from trivet.operators import Gemm, GroupedGemm, Operator, Scan, Stream, Transfer
+from trivet.operators import Attention, Gemm, GroupedGemm, Operator, Scan, Stream, Transfer
 
 Floats = NDArray[np.float64]
 
@@ -28,7 +29,7 @@ TOKENS = np.array([8, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384], flo
 PAST = np.array([0, 2048, 8192, 32768, 131072], float)
 
 # Kinds of work that a calibration may weigh: busy time of each, and launches.
-KINDS = ("gemm", "head", "experts", "attention", "scan", "stream", "all_reduce", "exchange", "block_gemm")
+KINDS = ("gemm", "head", "experts", "attention", "scan", "stream", "all_reduce", "exchange", "block_gemm", "latent")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -44,6 +45,7 @@ class Components:
     kernels: float  # launches of one step
     layers: int
     log_sigma: float  # of the operators' times together
+    core: str = "attention"  # kind of the attention surfaces: "latent" where the cache holds latents
 
 
 def kind_index(operator: Operator) -> int:
@@ -56,7 +58,9 @@ def kind_index(operator: Operator) -> int:
         return 1 if operator.name == "lm_head" else 8 if operator.dtype == "fp8_block" else 0
     if isinstance(operator, Scan):
         return 4
-    return 5 if isinstance(operator, Stream) else 3
+    if isinstance(operator, Stream):
+        return 5
+    return 9 if isinstance(operator, Attention) and operator.kind == "mla" else 3
 
 
 # Format of experts -> stand-ins of the same width: where the chip has its units, and where it widens the weights.
@@ -74,6 +78,10 @@ class _Clock:
         self.library = deployment.settings.engine
 
     def seconds(self, operator: Operator) -> Any:
+        if isinstance(operator, GroupedGemm):
+            layout = self.deployment.layout
+            stated = layout.expert_zipf is not None or layout.expert_skew > 1.0
+            operator = hottest(operator, 1 if stated else layout.moe_ep)
         if isinstance(operator, Transfer):
             group = operator.group
             if group not in self.levels:
@@ -88,9 +96,18 @@ class _Clock:
                 ]
             return collectives.time(operator, self.levels[group], self.deployment.chip, self.library)
         found = timing.time(operator, self.deployment.chip, self.library)
+        if isinstance(operator, GroupedGemm) and self.deep_gemm(operator):
+            rival = timing.time(operator, self.deployment.chip, "trtllm")
+            best = np.minimum(np.asarray(found.value_s, float), np.asarray(rival.value_s, float))
+            found = replace(found, value_s=best)
         if isinstance(operator, GroupedGemm) and operator.dtype in _OTHER_EXPERTS:
             found = self.faster(operator, found)
         return found
+
+    def deep_gemm(self, operator: GroupedGemm) -> bool:
+        """Whether SGLang leaves its Triton kernels for DeepGEMM's, which TensorRT-LLM was measured with: block-scaled experts
+        spread over attention-data-parallel ranks."""
+        return self.library == "sglang" and operator.dtype == "fp8_block" and self.deployment.layout.attention_dp > 1
 
     def faster(self, operator: GroupedGemm, found: Any) -> Any:
         """The faster of an expert kernel and its stand-in of the same width, batch by batch: the measured kernels of these
@@ -98,7 +115,8 @@ class _Clock:
         native, weight_only = _OTHER_EXPERTS[operator.dtype]
         other = replace(operator, dtype=native if self.deployment.chip.supports(_UNITS[native]) else weight_only)
         rival = timing.time(other, self.deployment.chip, self.library)
-        return replace(found, value_s=np.minimum(np.asarray(found.value_s, float), np.asarray(rival.value_s, float)))
+        best = np.minimum(np.asarray(found.value_s, float), np.asarray(rival.value_s, float))
+        return replace(found, value_s=best)
 
     def sums(self, found: tuple[Operator, ...], rows: int, columns: int) -> tuple[Floats, Floats, Floats, float, float]:
         """(busy by kind [K, rows], floors by kind [K], context part [rows, columns], launches, log sigma at the middle)."""
@@ -125,6 +143,33 @@ class _Clock:
             total += middle
             variance += (middle * float(np.mean(time.log_sigma))) ** 2
         return busy, floors, surface, launches, float(np.sqrt(variance)) / max(total, 1e-12)
+
+
+# Coefficients of variation of a router's load on prompts of a benchmark: over the experts, and over the experts of a layer
+# as they count for the sum of a chip's (deployments place popular experts apart).
+POPULARITY, PLACED = 1.2, 0.6
+
+
+def hottest(operator: GroupedGemm, ways: int) -> GroupedGemm:
+    """The experts of the chip that has most to do, as a router fills them: a step of an expert-parallel group ends with it. A
+    layout that states its skew has it in the operator already: ``ways`` is 1 then.
+
+    Experts are not equally popular. With popularity spread as a gamma distribution of variation ``POPULARITY``, fewer of them
+    are met by a batch than if tokens chose evenly (the zero class of a negative binomial). Copies fall on the ``ways`` chips by
+    chance and by popularity; the largest of as many normal deviates is Blom's.
+    """
+    tokens, local = np.asarray(operator.tokens, float), np.asarray(operator.local_experts, float)
+    share = np.minimum(np.asarray(operator.top_k, float) / operator.experts, 1.0)
+    further = np.maximum(tokens - 1.0, 0.0) * share / max(1.0 - float(np.min(share)), 1e-9)
+    met = share + (1.0 - share) * (1.0 - (1.0 + POPULARITY**2 * further) ** (-1.0 / POPULARITY**2))
+    even = np.asarray(operator.active_experts, float) / local
+    load: Any = 1.0
+    if ways > 1:
+        copies = tokens * operator.top_k / ways
+        spread = np.sqrt((1.0 - 1.0 / ways) / copies + PLACED**2 / local)
+        load = np.minimum(1.0 + NormalDist().inv_cdf((ways - 0.375) / (ways + 0.25)) * spread, float(ways))
+    more = np.minimum(met * load, 1.0) / even
+    return replace(operator, local_experts=local * more, skew=operator.skew * load / more)
 
 
 def _by_context(operator: Operator) -> bool:
@@ -199,4 +244,5 @@ def compile_components(deployment: Deployment) -> Components:
         a[3],
         architecture.num_layers,
         float(np.hypot(a[4], b[4]) / 2**0.5),
+        "latent" if any(layer.mixer.kind == "mla" for layer in architecture.layers) else "attention",
     )

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import dataclass, fields
+import re
+from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from importlib import resources
 from pathlib import Path
@@ -26,7 +27,7 @@ class EngineProfile:
 
     engine: str
     mixing: str  # "chunked", "prefill_first", "whole_prompt": see serving/steady.py
-    overlap: bool  # the host prepares the next step while the device runs
+    overlap: bool  # the host prepares the next step while the device runs (but see ``serial_builds``)
     weights: dict[str, float]  # by kind of operator, decode steps
     prefill_weights: dict[str, float]  # by kind, steps with a prompt
     floors: dict[str, float]  # by kind, launch floors inside a captured graph
@@ -44,10 +45,22 @@ class EngineProfile:
     log_sigma: float
     tpot_sigma: float = 0.0  # log spread of TPOT where a user's own results calibrated the engine; 0: they did not
     ttft_sigma: float = 0.0
+    serial_builds: tuple[str, ...] = ()  # (from, until) versions whose host worked between two steps all the same
+
+    def build(self, version: str) -> EngineProfile:
+        """The constants of ``version``; "" and names that are no number are the newest."""
+        if not self.serial_builds or not version[:1].isdigit():
+            return self
+        first, until = (_numbers(text) for text in self.serial_builds)
+        return replace(self, overlap=self.overlap and not first <= _numbers(version) < until)
 
     @property
     def prompts_alone(self) -> bool:
         return self.mixing == "prefill_first"
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(number) for number in re.findall(r"\d+", version)[:2])
 
 
 @lru_cache(maxsize=1)
@@ -64,7 +77,7 @@ def stored() -> dict[str, Any]:
 
 
 def profile(engine: str, version: str = "", chip: str = "") -> EngineProfile:
-    """The profile of ``engine``, a user's own for ``chip`` first.
+    """The profile of ``engine`` in the build ``version``, a user's own for ``chip`` first.
 
     Raises:
         UnknownName: an engine without a profile.
@@ -73,7 +86,8 @@ def profile(engine: str, version: str = "", chip: str = "") -> EngineProfile:
     engines = _raw()["engines"]
     if engine not in engines:
         raise UnknownName(f"no profile of {engine!r}", field="engine", allowed=sorted(engines))
-    return _own_profiles().get((engine, chip)) or from_mapping(engine, engines[engine])
+    found = _own_profiles().get((engine, chip)) or from_mapping(engine, engines[engine])
+    return found.build(version)
 
 
 def _own_profiles() -> dict[tuple[str, str], EngineProfile]:
@@ -109,4 +123,5 @@ def from_mapping(engine: str, raw: dict[str, Any]) -> EngineProfile:
     values = {f.name: raw[f.name] for f in fields(EngineProfile) if f.name in raw}
     for name in ("weights", "prefill_weights", "floors"):
         values[name] = {kind: float(raw.get(name, {}).get(kind, 1.0)) for kind in KINDS}
+    values["serial_builds"] = tuple(values.get("serial_builds", ()))
     return EngineProfile(engine=engine, **values)

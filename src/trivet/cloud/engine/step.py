@@ -12,7 +12,6 @@ from trivet.cloud.engine.components import CONTEXT, KINDS, PAST, SEQUENCES, TOKE
 from trivet.cloud.engine.memory import room
 from trivet.cloud.engine.profiles import EngineProfile, profile
 
-_ATTENTION = KINDS.index("attention")
 _SHARED = np.array([kind in ("experts", "exchange") for kind in KINDS])
 _COLLECTIVE = np.array([kind in ("all_reduce", "exchange") for kind in KINDS])
 
@@ -56,9 +55,10 @@ def assemble(parts: Components, constants: EngineProfile, blocks: int = 0, block
     eager = floors * np.where(_COLLECTIVE, 1.0, constants.eager_floor_weight)
     graph = decode @ parts.decode + floors @ parts.decode_floor + constants.graph_s + constants.layer_s * parts.layers
     mixed = prompt @ parts.mixed + eager @ parts.mixed_floor + constants.graph_s
+    core = KINDS.index(parts.core)
     return StepTable(
         TOKENS, np.maximum.accumulate(mixed), SEQUENCES, np.maximum.accumulate(graph), CONTEXT,
-        decode[_ATTENTION] * _rising(parts.decode_attention), TOKENS, PAST, prompt[_ATTENTION] * _rising(parts.prefill_attention),
+        decode[core] * _rising(parts.decode_attention), TOKENS, PAST, prompt[core] * _rising(parts.prefill_attention),
         constants.host_decode_s, constants.host_mixed_s, constants.host_per_sequence_s, constants.overlap,
         float(np.hypot(constants.log_sigma, parts.log_sigma)), constants.first_token_s, blocks, block_size,
     )  # fmt: skip
