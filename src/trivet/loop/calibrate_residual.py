@@ -95,7 +95,9 @@ def score_and_gradient(logs: Floats, task: Task) -> tuple[float, Floats]:
     """
     form, target = task.form, task.target
     parts, distances = _parts(logs, task)
-    matrix = np.sum(parts, axis=0)
+    matrix = parts[0].copy()
+    for part in parts[1:]:
+        matrix += part
     noise = float(np.exp(2.0 * logs[form.noise]))
     matrix[np.diag_indices_from(matrix)] += noise + task.extra + 1e-8
     inverse = np.linalg.inv(matrix)
@@ -118,7 +120,7 @@ def score_and_gradient(logs: Floats, task: Task) -> tuple[float, Floats]:
     by_matrix = -(inverse @ (0.5 * (outer + outer.T)) @ inverse)
     gradient = np.zeros_like(logs)
     for j, part in enumerate(parts):
-        gradient[j] = 2.0 * np.sum(by_matrix * part)
+        gradient[j] = 2.0 * np.vdot(by_matrix, part)
     gradient[form.noise] = 2.0 * noise * np.trace(by_matrix)
     for kernel in KERNELS:
         own = by_matrix * sum(p for p, (_, k) in zip(parts, form.terms, strict=True) if k == kernel)
@@ -137,11 +139,9 @@ def _parts(logs: Floats, task: Task) -> tuple[list[Floats], dict[str, Floats]]:
     widened = form.odd()
     parts = []
     for j, (_, kernel) in enumerate(form.terms):
-        part = np.exp(2.0 * logs[j]) * (codes.joint[:, j][:, None] == codes.joint[:, j][None, :])
-        if kernel:
-            part *= smooth[kernel]
-        if widened[j]:
-            part *= task.odd[:, None]
+        same = codes.joint[:, j][:, None] == codes.joint[:, j][None, :]
+        part = np.where(same, smooth[kernel], 0.0) if kernel else same.astype(np.float64)
+        part *= np.exp(2.0 * logs[j]) * (task.odd[:, None] if widened[j] else 1.0)
         parts.append(part)
     return parts, scaled
 
