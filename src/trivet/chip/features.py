@@ -202,13 +202,14 @@ def covariates(point: ChipPoint, kind: str = "") -> Floats:
     2.7 TFLOP/s a watt beyond which every chip measured so far is held back by power or by feeding its units.
 
     Products in 16 bits: peak per watt less what larger matrix instructions save (an operand fetched feeds more of them), as
-    far as it exceeds what every chip measured sustains; and bandwidth per unit: by Little's law a unit that is to read more
-    must have more reads in flight.
+    far as it exceeds what every chip measured sustains. These and experts: bandwidth per unit, since by Little's law a unit
+    that is to read more must have more reads in flight.
     """
+    little = np.clip(np.log(point.bandwidth / point.units / UNIT_BANDWIDTH), -2.5, 1.5)
     if kind == "gemm":
         each = float(np.log(point.peak_flops / point.units / point.clock_hz / UNIT_FLOPS))
         power = float(np.log(point.peak_flops / point.watts / 1e12)) - FETCH_SAVED * each
-        little = float(np.log(point.bandwidth / point.units / UNIT_BANDWIDTH))
-        return np.array([np.clip(power - SUSTAINED, 0.0, 1.0), np.clip(little, -2.5, 1.5)])
+        return np.array([np.clip(power - SUSTAINED, 0.0, 1.0), little])
     density = float(np.log(point.peak_flops / point.watts / 1e12))
-    return np.array([np.clip(density, -1.0, 3.0), max(0.0, min(density, 3.0) - 1.0)])
+    found = [np.clip(density, -1.0, 3.0), max(0.0, min(density, 3.0) - 1.0)]
+    return np.array([*found, little] if kind == "moe" else found)

@@ -159,7 +159,7 @@ def _part(kind: str, op: str, group: dict[str, str], part: Any, precisions: tupl
         kind, precisions, np.hstack([features(kind, found, ideal, point, library), ones]), base,
         part["latency"].cast(float).to_numpy() * 1e-3, np.full(rows, part_chip.name, "U32"),
         np.full(rows, part_chip.family, "U24"), np.full(rows, library, "U16"), np.full(rows, label, "U16"),
-        np.broadcast_to(covariates(point, kind), (rows, 2)).copy(),
+        np.tile(covariates(point, kind), (rows, 1)),
     )  # fmt: skip
 
 
