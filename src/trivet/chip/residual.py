@@ -97,10 +97,9 @@ def with_kernel(
 ) -> tuple[str, str]:
     """(kind, library) to time an attention with: the kind that knows its kernel, where that was measured, else as given."""
     known = kinds.get(kind + KNOWN)
-    if known is not None:
-        name = f"{library}/{attention_kernel(library, family, precision, kind)}"
-        if f"{name}|{precision}" in known.group:
-            return kind + KNOWN, name
+    kernel = "" if known is None else attention_kernel(library, family, precision, kind)
+    if known is not None and kernel and f"{library}/{kernel}|{precision}" in known.group:
+        return kind + KNOWN, f"{library}/{kernel}"
     return kind, f"{library}/{attention_style(family)}" if kinds[kind].kernels else library
 
 
