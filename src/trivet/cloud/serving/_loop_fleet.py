@@ -11,7 +11,7 @@ from typing import Any
 from trivet.cloud.serving._loop_blocks import release
 from trivet.cloud.serving._loop_cache import cache_clear
 from trivet.cloud.serving._loop_group import cut_short, join
-from trivet.cloud.serving._loop_jit import jit, seldom
+from trivet.cloud.serving._loop_jit import entry, jit, seldom
 from trivet.cloud.serving._loop_lora import adapter_fits, set_adapter, start_adapters
 from trivet.cloud.serving._loop_queue import pending_pop, pending_push, run_remove, set_event, wait_pop, wait_push
 from trivet.cloud.serving._loop_replica import bucket_of, commit, free_slot, record, release_held, schedule, take_slot
@@ -416,7 +416,7 @@ def step_of(group: Any, state: Any, replica: int, tables: Any, cache: Any) -> No
         step_together(group, state, replica, tables, cache)
 
 
-@jit
+@entry
 def advance(state: Any, arrivals: Any, tables: Any, cache: Any, faults: Any, final: bool, until: int) -> int:
     """Run until the block of traffic is consumed (or, if it is the last, until all is done). Returns why it stopped.
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 from pathlib import Path
+from typing import Any
 
 from numba import njit
 
@@ -29,5 +30,9 @@ def forget_stale(folder: Path) -> None:
 
 
 forget_stale(Path(__file__).parent)
-jit = njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
-seldom = njit(cache=True, error_model="numpy", _nrt=False)
+# Only ``entry`` is called from Python: taking a state of twenty arrays apart for a call from there is most of what a function
+# would have to compile.
+_INSIDE: dict[str, Any] = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+entry = njit(cache=True, error_model="numpy", _nrt=False)
+jit = njit(cache=True, error_model="numpy", _nrt=False, forceinline=True, **_INSIDE)
+seldom = njit(cache=True, error_model="numpy", _nrt=False, **_INSIDE)

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from trivet.cloud.serving._loop_jit import jit, seldom
+from trivet.cloud.serving._loop_jit import entry, jit
 from trivet.cloud.serving._loop_state import *
 
 
@@ -18,7 +18,7 @@ def put(counts: Any, sums_us: Any, value_ps: int) -> None:
     sums_us[index] += (max(value_ps, 0) + 500000) // 1000000
 
 
-@seldom
+@entry
 def fill(
     rows: Any, group: Any, late_ps: Any, first_hour: int, hour_ps: int, ttft_ps: int, tpot_ps: int, counts: Any,
     sums_us: Any, counters: Any,
