@@ -92,7 +92,8 @@ def time(
         return _stream(operator, chip_point(chip, "bf16"), isolated, graph)
     point = chip_point(chip, operator.dtype)
     wanted = profile(library, version)
-    kind = kind or kind_of(operator, wanted.library)
+    widened = isinstance(operator, Gemm) and not point.native  # weights widened in the kernel: no activations to quantise
+    kind = kind or ("gemm" if widened else kind_of(operator, wanted.library))
     kinds = coefficients or residual.shipped()
     origin = chip.like or chip
     model = point if chip.like is None else chip_point(origin, operator.dtype)
