@@ -98,7 +98,7 @@ class EnginePart(_Strict):
     max_cpu_loras: int = Field(0, ge=0)
     lora_rank: int = Field(16, ge=1)
     lora_targets: Literal["all", "attention"] = "all"
-    expert_skew: ExpertsPart | None = None  # None = experts are loaded evenly
+    expert_skew: ExpertsPart | None = None  # None = as routers load them on benchmarks' prompts
     lock_step: bool | None = None  # attention-DP ranks share every step; None = where the model has experts
     asynchronous: bool | None = None
     prefill_first: bool | None = None
