@@ -154,7 +154,7 @@ def say_if_compiling(told: Callable[[str], None]) -> None:
     import os
 
     if not glob.glob(os.path.join(glob.escape(places), "_loop_fleet.advance-*.nbc")):
-        told("compiling the event loop, once on this machine: about 20 s for each of its two forms")
+        told("compiling the event loop, once on this machine for what this scenario needs: about 15 s")
 
 
 def _kind(deployment: Deployment, kind: Any) -> dict[str, Any]:

@@ -35,7 +35,7 @@ def _over_total(knots: Floats, seconds: Floats | None, most: int, ranks: int) ->
 
     mean = np.arange(min(most, MOST_ROWS) + 1) / ranks
     found = np.maximum(interpolate(mean, knots, seconds), 0.0)
-    return np.rint(np.maximum.accumulate(found) * PS).astype(np.int64)
+    return np.asarray(np.rint(np.maximum.accumulate(found) * PS), np.int64)
 
 
 def new_group(
