@@ -36,6 +36,7 @@ FIELDS: dict[str, Field] = {
     "host_bandwidth_bytes_per_s": Field("B/s", "link to the host, per direction", True),
     "tdp_w": Field("W", "power limit of the module", True),
     "idle_w": Field("W", "power when idle, driver loaded", True),
+    "ecc_bandwidth_share": Field("", "share of the memory bandwidth that is left where check bits are kept in the same memory"),
     "launch_s": Field("s", "device-side floor of one kernel inside a graph", True),
     "host_launch_s": Field("s", "host time of one kernel launch without a graph", True),
     "process_nm": Field("nm", "process node by the foundry's name"),

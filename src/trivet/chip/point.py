@@ -127,6 +127,9 @@ def _build(chip: Chip, dtype: str) -> ChipPoint:
             )
         # An SRAM chip feeds its matrix units from memory beside them: about a byte for 16 operations.
         bandwidth = Value(peak.value / 16.0, 0.35)
+    # Data sheets give a GDDR board's rate without the check bits that travel with the data.
+    share = _positive(chip, "ecc_bandwidth_share", 1.0)
+    bandwidth = Value(bandwidth.value * share.value, math.hypot(bandwidth.log_sigma, share.log_sigma))
     # Data sheets of today's accelerators give 1 unit for 3-16 TFLOP/s of BF16 and L2 of 30-130 MB: wide where unknown.
     units = _positive(chip, "compute_units", 128.0, 0.4)
     cache = sram if sram is not None else _positive(chip, "l2_bytes", 48e6, 0.5)

@@ -13,6 +13,7 @@ class Chip:
 
     ``facts`` holds every sourced field by name. Names used by the timing model, all SI:
     ``peak_flops_{bf16,fp16,fp32,fp8,int8,fp4}`` (dense), ``memory_bytes``, ``memory_bandwidth_bytes_per_s``,
+    ``ecc_bandwidth_share`` (what error correction that is stored in the memory itself leaves of it),
     ``sram_bytes`` (on-chip memory of an SRAM chip), ``l2_bytes``, ``compute_units``, ``clock_hz``,
     ``link_bandwidth_bytes_per_s`` (scale-up, per direction), ``host_bandwidth_bytes_per_s`` (per direction),
     ``tdp_w``, ``idle_w``, ``launch_s`` (device-side launch floor), ``host_launch_s``, ``die_area_m2``, ``transistors``.
