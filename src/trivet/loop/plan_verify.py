@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trivet.cloud.deployment import Deployment, StepTable
+from trivet.cloud.engine.vision import encode_table
 from trivet.cloud.serving.fleet import Fleet, ReplicaKind, Transfer, simulate
 from trivet.cloud.serving.traffic import Traffic
 from trivet.loop.economics import kv_transfer_s
@@ -21,8 +22,9 @@ FINALISTS = 10
 TRIES_PER_CHIP = 8
 
 
-def fleet_of(candidate: Candidate, demand_input_mean: float) -> Fleet:
-    """The fleet that a candidate describes. An attention-DP rank batches on its own, so it counts as a replica."""
+def fleet_of(candidate: Candidate, demand_input_mean: float, images: bool = False) -> Fleet:
+    """The fleet that a candidate describes. An attention-DP rank batches on its own, so it counts as a replica; where the model
+    has experts, the ranks of an engine share their steps. ``images``: some prompts hold one."""
     item, side = candidate.compiled, candidate.decode
 
     def kind(table: StepTable, deployment: Deployment, count: int, role: str) -> ReplicaKind:
@@ -37,6 +39,8 @@ def fleet_of(candidate: Candidate, demand_input_mean: float) -> Fleet:
             role,
             chips=max(deployment.layout.chips // ranks, 1),
             name=deployment.chip.name,
+            ranks=ranks if any(x.feed_forward.kind == "moe" for x in deployment.architecture.layers) else 1,
+            encode=encode_table(deployment) if images else None,
         )
 
     if side is None:
@@ -63,6 +67,7 @@ def busiest(traffic: Traffic, most: int = MOST_REQUESTS) -> Traffic:
         traffic.arrival_s[part] - traffic.arrival_s[first],
         traffic.input_tokens[part],
         traffic.output_tokens[part],
+        image_tokens=None if traffic.image_tokens is None else traffic.image_tokens[part],
         name=traffic.name,
     )
 
@@ -77,7 +82,8 @@ def statistic(values: NDArray[np.float64], percentile: float) -> float:
 def judge(candidate: Candidate, traffic: Traffic, slo: Slo) -> dict[str, Any]:
     """Simulate one candidate: ``{"holds", "ttft_s", "tpot_s", "attainment", "requests"}``."""
     plain = replace(traffic, hash_offsets=None, hash_ids=None, block_tokens=0)
-    result = simulate(plain, fleet_of(candidate, float(traffic.input_tokens.mean())))
+    images = traffic.image_tokens is not None and bool(traffic.image_tokens.any())
+    result = simulate(plain, fleet_of(candidate, float(traffic.input_tokens.mean()), images))
     ttft = result.first_token_s - result.arrival_s
     many = result.output_tokens > 1
     tpot = (result.last_token_s - result.first_token_s)[many] / (result.output_tokens[many] - 1)

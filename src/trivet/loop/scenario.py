@@ -13,12 +13,20 @@ from trivet.chip.catalogue import chip as find_chip
 from trivet.cloud import engine, fabric, storage
 from trivet.cloud.deployment import Deployment, EngineSettings
 from trivet.cloud.engine.lora import lora_cost
+from trivet.cloud.engine.vision import encode_table
 from trivet.cloud.serving.adapters import Adapters
 from trivet.cloud.serving.autoscale import Autoscale, cold_start_s
 from trivet.cloud.serving.batching import BATCHING, batching
 from trivet.cloud.serving.faults import Outage, Retries
 from trivet.cloud.serving.fleet import Admission, Fleet, ReplicaKind, Transfer
-from trivet.cloud.serving.generate import closed_loop, conversations, open_loop, with_adapters, with_reasoning
+from trivet.cloud.serving.generate import (
+    closed_loop,
+    conversations,
+    open_loop,
+    with_adapters,
+    with_images,
+    with_reasoning,
+)
 from trivet.cloud.serving.kvcache import Tier
 from trivet.cloud.serving.traffic import Traffic
 from trivet.errors import DoesNotFit, TrivetError
@@ -51,6 +59,9 @@ def _generated(g: Generate, seed: int) -> Traffic:
     thinking: Any = g.thinking
     if thinking:
         traffic = with_reasoning(traffic, thinking, seed=seed)
+    if g.images is not None:
+        tokens: Any = g.images.tokens
+        traffic = with_images(traffic, tokens, share=g.images.share, seed=seed)
     if g.urgent_share:
         urgent = np.random.default_rng([seed, 7]).random(len(traffic)) < g.urgent_share
         traffic = replace(traffic, priority=np.where(urgent, 0, 1))
@@ -77,6 +88,9 @@ def _resized(traffic: Traffic, part: TrafficPart) -> Traffic:
     change: dict[str, Any] = {}
     if part.input_scale != 1.0:
         change["input_tokens"] = np.maximum(np.rint(traffic.input_tokens * part.input_scale), 1).astype(np.int32)
+        if traffic.image_tokens is not None:
+            images = np.rint(traffic.image_tokens * part.input_scale).astype(np.int32)
+            change["image_tokens"] = np.minimum(images, change["input_tokens"])
         if traffic.hash_ids is not None:  # lengths no longer match the hashed blocks
             change |= {"hash_ids": None, "hash_offsets": None, "block_tokens": 0}
     if part.output_scale != 1.0:
@@ -131,9 +145,9 @@ def deployment_of(scenario: Scenario, group: Group, model: Architecture, typical
     return Deployment(model, find_chip(group.chip), layout, settings, group.server, typical_tokens)
 
 
-def kind_of(scenario: Scenario, group: Group, deployment: Deployment) -> ReplicaKind:
+def kind_of(scenario: Scenario, group: Group, deployment: Deployment, images: bool = False) -> ReplicaKind:
     """A group as replicas. Each attention-DP rank batches on its own, so it counts as a replica; the ranks of an engine
-    with experts share their steps."""
+    with experts share their steps. ``images``: some prompts hold one (Unsupported where the model has no tower)."""
     _, part = settings_of(scenario, group)
     table = engine.step_table(deployment)
     if part.host_scale != 1.0:
@@ -159,7 +173,7 @@ def kind_of(scenario: Scenario, group: Group, deployment: Deployment) -> Replica
     lock_step = experts if part.lock_step is None else part.lock_step
     return ReplicaKind(
         table, settings, group.replicas * ranks, group.role, rules, tiers, chips, deployment.chip.name,
-        _adapters(deployment), ranks if lock_step else 1,
+        _adapters(deployment), ranks if lock_step else 1, encode_table(deployment) if images else None,
     )  # fmt: skip
 
 
@@ -223,7 +237,8 @@ def fleet_of(scenario: Scenario, model: Architecture, traffic: Traffic) -> tuple
     """The fleet of a scenario with compiled step tables, and its deployments, one a group."""
     typical = float(traffic.input_tokens.mean() + traffic.output_tokens.mean()) if len(traffic) else 0.0
     deployments = tuple(deployment_of(scenario, group, model, typical) for group in scenario.fleet)
-    kinds = tuple(kind_of(scenario, g, d) for g, d in zip(scenario.fleet, deployments, strict=True))
+    images = traffic.image_tokens is not None and bool(traffic.image_tokens.any())
+    kinds = tuple(kind_of(scenario, g, d, images) for g, d in zip(scenario.fleet, deployments, strict=True))
     outages = []
     for part in scenario.outages:
         down = replicas_down(scenario, kinds, part)

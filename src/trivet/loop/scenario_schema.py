@@ -18,6 +18,13 @@ class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=False)
 
 
+class ImagesPart(_Strict):
+    """An image in front of a ``share`` of the prompts, of so many tokens of the language model, on top of ``inputs``."""
+
+    tokens: Length = 1024
+    share: float = Field(1.0, ge=0, le=1)
+
+
 class Generate(_Strict):
     """Traffic from settings; see ``cloud/serving/generate.py``."""
 
@@ -34,6 +41,7 @@ class Generate(_Strict):
     think_s: float = Field(10.0, ge=0)
     thinking: Length = 0  # tokens before the answer, of reasoning models
     urgent_share: float = Field(0.0, ge=0, le=1)  # of the requests, served before the others
+    images: ImagesPart | None = None
 
 
 class CustomersPart(_Strict):

@@ -51,6 +51,7 @@ class Request:
     replica: int = -1
     prefill_replica: int = -1
     adapter: int = -1
+    image: int = 0  # tokens of an image at the start of the prompt
     source: Any = None  # the request at the prefill replica, whose blocks wait until its KV has arrived
     sending: bool = False
 
@@ -445,6 +446,9 @@ class Replica:
                 continue
             request.flag = "fresh"
             self.backlog -= request.computed
+            if request.computed < request.image:
+                extra += int(self.sim.encode[self.table][request.image])
+                self.sim.encodes += 1
             chunk(request)
         if rules.prefill_first and not chunks:
             swap, preempted = self.make_room(now)
@@ -629,6 +633,11 @@ class Reference:
         self.faults = fleet.events.tolist()
         self.group_tables = groups_of(fleet, self.tables) if fleet.lock_step else None
         self.sent: dict[int, int] = {}
+        self.encodes = 0
+        self.encode: list[Any] = []
+        if traffic.image_tokens is not None:
+            sizes = np.arange(int(traffic.image_tokens.max()) + 1)
+            self.encode = [np.rint(kind.encode.seconds_of(sizes) * k.PS).astype(int) for kind in fleet.kinds]
 
     def set_tiers(self) -> None:
         names = {"host": 1, "nvme": 2, "remote": 3}
@@ -802,6 +811,8 @@ class Reference:
             request.priority = int(self.priorities[number])
         if self.adapters:
             request.adapter = int(t.adapter[number])
+        if t.image_tokens is not None:
+            request.image = int(t.image_tokens[number])
         if self.weight:
             request.hashes = [int(h) for h in t.hash_ids[t.hash_offsets[number] : t.hash_offsets[number + 1]]]
         self.in_flight += 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 from hypothesis import HealthCheck, given, settings
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 from reference import Reference
 
 from trivet.cloud.deployment import EngineSettings, StepTable
+from trivet.cloud.engine.vision import EncodeTable
 from trivet.cloud.serving.adapters import Adapters
 from trivet.cloud.serving.batching import Batching
 from trivet.cloud.serving.faults import Outage, Retries
@@ -18,15 +20,16 @@ from trivet.cloud.serving.kvcache import Tier
 from trivet.cloud.serving.traffic import Traffic
 
 
+def random_rising(rng: np.random.Generator, *shape: int, scale: float) -> np.ndarray:
+    grid = rng.uniform(0.1, 1.0, shape) * scale
+    for axis in range(len(shape)):
+        grid = np.cumsum(grid, axis=axis)
+    return grid
+
+
 def step_table(rng: np.random.Generator, overlap: bool, kv_blocks: int, block_size: int) -> StepTable:
     """A random monotone table with few knots, so that segments, knees and the host's floor are all met."""
-
-    def rising(*shape: int, scale: float) -> np.ndarray:
-        grid = rng.uniform(0.1, 1.0, shape) * scale
-        for axis in range(len(shape)):
-            grid = np.cumsum(grid, axis=axis)
-        return grid
-
+    rising = partial(random_rising, rng)
     tokens = np.array([1.0, 16, 64, 256])
     sequences = np.array([1.0, 4, 8])
     context = np.array([1.0, 20, 70, 300])
@@ -39,7 +42,7 @@ def step_table(rng: np.random.Generator, overlap: bool, kv_blocks: int, block_si
 
 
 @st.composite
-def scenarios(draw: st.DrawFn, lora: bool = False, ranks: bool = False) -> tuple[Traffic, Fleet]:
+def scenarios(draw: st.DrawFn, lora: bool = False, ranks: bool = False, images: bool = False) -> tuple[Traffic, Fleet]:
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     count = draw(st.integers(1, 40))
     block = draw(st.sampled_from([1, 4, 16]))
@@ -78,6 +81,8 @@ def scenarios(draw: st.DrawFn, lora: bool = False, ranks: bool = False) -> tuple
             slots, draw(st.sampled_from([0, slots, slots + 1])), draw(st.sampled_from([0.0, 5e-3])), 2e-2,
             draw(st.sampled_from([0.0, 1e-3])), 3e-4, draw(st.sampled_from([0.0, 2e-5])),
         )  # fmt: skip
+    if images:
+        extra["image_tokens"] = np.rint(inputs * rng.choice([0.0, 0.5, 1.0], count)).astype(int)
     traffic = Traffic(arrival, inputs, outputs, **hashes, **extra)
     spec = draw(st.sampled_from([0, 0, 2]))
     rules = Batching(
@@ -109,6 +114,7 @@ def scenarios(draw: st.DrawFn, lora: bool = False, ranks: bool = False) -> tuple
                 speculative_tokens=spec, acceptance=0.7 if spec else 0.0,
             ),
             count=number * size, ranks=size, role=role, rules=rules, tiers=tiers, adapters=adapters,
+            encode=EncodeTable(np.array([1.0, 50.0]), random_rising(rng, 2, scale=8e-3)) if images else None,
         )  # fmt: skip
 
     if draw(st.integers(0, 3)) == 0:
@@ -140,7 +146,8 @@ def scenarios(draw: st.DrawFn, lora: bool = False, ranks: bool = False) -> tuple
 
 
 def compare(traffic: Traffic, fleet: Fleet) -> None:
-    expected = Reference(traffic, fleet).run()
+    reference = Reference(traffic, fleet)
+    expected = reference.run()
     got = simulate(traffic, fleet)
     assert len(expected) == traffic.arrival_s.size == got.arrival_s.size, "a request was lost or counted twice"
     assert [r.status for r in expected] == got.status.tolist()
@@ -154,6 +161,7 @@ def compare(traffic: Traffic, fleet: Fleet) -> None:
         ("prefill_replica", got.prefill_replica),
     ):  # fmt: skip
         assert [getattr(r, name) for r in expected] == column.tolist(), name
+    assert reference.encodes == (0 if got.images is None else got.images[:, 0].sum())
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
@@ -177,4 +185,16 @@ def test_ranks_in_lock_step_equal_step_by_step(case: tuple[Traffic, Fleet]) -> N
 @settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
 @given(scenarios(lora=True, ranks=True))
 def test_adapters_on_ranks_in_lock_step(case: tuple[Traffic, Fleet]) -> None:
+    compare(*case)
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
+@given(scenarios(images=True))
+def test_images_equal_step_by_step(case: tuple[Traffic, Fleet]) -> None:
+    compare(*case)
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+@given(scenarios(lora=True, ranks=True, images=True))
+def test_everything_at_once(case: tuple[Traffic, Fleet]) -> None:
     compare(*case)

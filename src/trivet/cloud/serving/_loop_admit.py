@@ -6,6 +6,7 @@ from typing import Any
 
 from trivet.cloud.serving._loop_blocks import decode_blocks, reclaim_ghost, take_blocks
 from trivet.cloud.serving._loop_cache import cache_match, cache_take
+from trivet.cloud.serving._loop_images import encode_ps
 from trivet.cloud.serving._loop_jit import jit
 from trivet.cloud.serving._loop_lora import count_chunk, count_decoding, next_waiting, take_adapter, take_waiting
 from trivet.cloud.serving._loop_queue import SLOT_BITS, heap_push, pending_push, run_append
@@ -113,7 +114,8 @@ def admit(
 ) -> Any:  # fmt: skip
     """Take waiting requests while budget, seats and blocks last.
 
-    Returns (head must be looked at again after one step, tokens, chunks, attention time, swap and loading time).
+    Returns (head must be looked at again after one step, tokens, chunks, attention time, time of swapping, loading and
+    encoding).
     """
     swap = 0
     while row[R_WAITING] > 0 and budget > 0 and row[R_RUNNING] < row[R_MAX_SEQS]:
@@ -150,6 +152,7 @@ def admit(
             continue
         s[S_FLAG] = FRESH
         row[R_BACKLOG] -= s[S_CTX]
+        swap += encode_ps(state.images, row, replica, s)
         if row[R_NEW_HEAD] < 0:
             row[R_NEW_HEAD] = slot
         taken, more = chunk_of(state, row, replica, tables, slot, budget)

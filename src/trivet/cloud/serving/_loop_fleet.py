@@ -11,6 +11,7 @@ from typing import Any
 from trivet.cloud.serving._loop_blocks import release
 from trivet.cloud.serving._loop_cache import cache_clear
 from trivet.cloud.serving._loop_group import cut_short, join
+from trivet.cloud.serving._loop_images import set_image
 from trivet.cloud.serving._loop_jit import entry, jit, seldom
 from trivet.cloud.serving._loop_lora import adapter_fits, set_adapter, start_adapters
 from trivet.cloud.serving._loop_queue import pending_pop, pending_push, run_remove, set_event, wait_pop, wait_push
@@ -140,6 +141,7 @@ def send(state: Any, arrivals: Any, cache: Any, faults: Any, request: int, time:
     s[S_ID], s[S_ARR] = arrivals.first_id + request, time
     s[S_SCHED], s[S_FIRST], s[S_PREFILL_REP], s[S_REP] = -1, -1, -1, -1
     set_adapter(state.lora, s, arrivals.adapter, request)
+    set_image(state.images, s, arrivals.images, request)
     if arrivals.priority.size > 0:
         s[S_PRIO] = arrivals.priority[request]
     if arrivals.hash_offsets.size > 0:

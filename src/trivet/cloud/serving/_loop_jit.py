@@ -13,7 +13,22 @@ from typing import Any
 
 from numba import njit
 
-MODULES = ("state", "jit", "time", "queue", "cache", "blocks", "lora", "group", "admit", "replica", "route", "fleet", "sketch")
+MODULES = (
+    "state",
+    "jit",
+    "time",
+    "queue",
+    "cache",
+    "blocks",
+    "lora",
+    "images",
+    "group",
+    "admit",
+    "replica",
+    "route",
+    "fleet",
+    "sketch",
+)
 
 
 def forget_stale(folder: Path) -> None:

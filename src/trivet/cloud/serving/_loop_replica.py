@@ -161,7 +161,7 @@ def hand_over(state: Any, row: Any, replica: int, cache: Any, slot: int, time: i
     """
     run = state.run
     fresh = take_slot(state)
-    for column in range(SLOT_COLUMNS):
+    for column in range(state.slots.shape[1]):
         state.slots[fresh, column] = state.slots[slot, column]
     f = state.slots[fresh]
     f[S_FLAG], f[S_GEN], f[S_PREFILL_REP], f[S_GHOST_BLOCKS] = PREFILLED, f[S_GEN] + 1, replica, 0
@@ -347,7 +347,7 @@ def schedule(state: Any, row: Any, replica: int, tables: Any, cache: Any, time: 
     row[R_STALL] = 0
     row[R_PREFILL_TOKENS] = 0
     begin_step(state.lora, replica)
-    extra = 0  # swap traffic, adapters that are loaded
+    extra = 0  # swap traffic, adapters that are loaded, images that are encoded
     before = row[R_WAITING]
     row[R_TAKEN] = 0
     prefill_first = row[R_MODE] == MODE_PREFILL_FIRST

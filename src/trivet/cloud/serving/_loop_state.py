@@ -22,6 +22,8 @@ PS = 10**12
     S_HASHES, S_NREF, S_PREFILL_REP, S_RESERVED, S_DECODING, S_SOURCE, S_ADAPTER,
 ) = range(32)  # fmt: skip
 SLOT_COLUMNS = 32
+S_IMAGE = SLOT_COLUMNS  # only where there are images: rows are wider then
+IMAGE_SLOT_COLUMNS = 40
 
 # S_FLAG values: how a waiting request enters a replica; and of a slot left behind in the prefill pool: its KV is on its
 # way and its seat still held, or only its blocks are, or the KV has arrived before the seat came free
@@ -115,6 +117,7 @@ class State(NamedTuple):
     child: Array  # [requests, 2] first waiting follower, next sibling
     waiting: Array  # [R, LEVELS, 2] head and tail of each queue
     lora: Any = None  # adapters: see ``_loop_lora``; None = a run without any
+    images: Any = None  # see ``_loop_images``; None = a run without any
     group: Any = None  # ranks in lock-step: see ``_loop_group``; None = every replica steps alone
 
 
@@ -132,6 +135,7 @@ class Arrivals(NamedTuple):
     hash_ids: Array  # int64
     first_id: int
     adapter: Array  # int32 [n] or [0]
+    images: Array  # int32 [n] or [0]: tokens of the prompt's image
 
 
 def new_state(replicas: int, max_seqs: int, block_units: int, *, slots: int, out: int, sessions: int) -> State:

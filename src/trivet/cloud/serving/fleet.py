@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,12 +18,16 @@ from trivet.cloud.serving.adapters import Adapters, new_lora
 from trivet.cloud.serving.autoscale import Autoscale
 from trivet.cloud.serving.batching import Batching, batching
 from trivet.cloud.serving.faults import Outage, Retries, outage_events
+from trivet.cloud.serving.images import image_tokens, with_images
 from trivet.cloud.serving.kvcache import Tier, dense_ids, new_cache
 from trivet.cloud.serving.lockstep import new_group, own_table, whole_groups
 from trivet.cloud.serving.router import PYTHON_ROUTERS, PythonRouter, router_code, view
 from trivet.cloud.serving.steptime import compile_tables
 from trivet.cloud.serving.traffic import Traffic
 from trivet.errors import TrivetError
+
+if TYPE_CHECKING:
+    from trivet.cloud.engine.vision import EncodeTable
 
 Longs = NDArray[np.int64]
 ROLES = ("both", "prefill", "decode")
@@ -43,6 +48,7 @@ class ReplicaKind:
         chips: chips of one replica, for rates a chip.
         name: shown in results.
         adapters: what it knows of LoRA adapters; needed where the traffic names some.
+        encode: time to encode an image; needed where the traffic holds some.
         ranks: so many consecutive ones are attention-DP ranks of one engine and share every step (1 = each steps alone).
     """
 
@@ -56,6 +62,7 @@ class ReplicaKind:
     name: str = ""
     adapters: Adapters | None = None
     ranks: int = 1
+    encode: EncodeTable | None = None
 
     @property
     def kv_blocks(self) -> int:
@@ -274,7 +281,7 @@ class FleetRun:
 
     def _grow_slots(self, capacity: int) -> None:
         old = self.state.slots.shape[0]
-        slots = np.zeros((capacity, k.SLOT_COLUMNS), np.int64)
+        slots = np.zeros((capacity, self.state.slots.shape[1]), np.int64)
         slots[:old] = self.state.slots
         free = self.state.run[k.G_SLOT_FREE]
         slots[old:, k.S_NEXT] = np.arange(old + 1, capacity + 1)
@@ -298,6 +305,9 @@ class FleetRun:
         if priority.size or any(kind.tiers for kind in self.fleet.kinds):
             self.state.run[k.G_PRIORITIES] = k.LEVELS
         self.state.run[k.G_MAX_CONCURRENCY] = traffic.max_concurrency
+        kinds = self.fleet.kinds
+        images = image_tokens(traffic, max(kind.kv_blocks * kind.settings.block_size for kind in kinds))
+        self.state = with_images(self.state, [kind.encode for kind in kinds], images)
         return k.Arrivals(
             time=_picoseconds(traffic.arrival_s),
             inputs=traffic.input_tokens,
@@ -310,6 +320,7 @@ class FleetRun:
             hash_ids=none64,
             first_id=self.sent,
             adapter=none32 if self.state.lora is None or traffic.adapter is None else traffic.adapter,
+            images=images,
         )
 
     def feed(self, traffic: Traffic, *, final: bool = True, until_s: float = math.inf) -> Finished:
@@ -425,6 +436,7 @@ class ServingResult:
     replicas: Longs
     run: Longs
     adapters: Longs | None = None  # [replicas, columns C_* of the loop]: loads, time of loads; None without adapters
+    images: Longs | None = None  # [replicas, 2]: images encoded, picoseconds spent on them; None without images
 
 
 def simulate(traffic: Traffic, fleet: Fleet) -> ServingResult:
@@ -477,4 +489,5 @@ def result_of(run: FleetRun, finished: Finished) -> ServingResult:
         replicas=state.replicas,
         run=state.run,
         adapters=None if state.lora is None else state.lora.counts,
+        images=None if state.images is None else state.images.counts,
     )

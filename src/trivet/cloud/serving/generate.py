@@ -323,6 +323,25 @@ def with_reasoning(traffic: Traffic, thinking: LengthSpec, *, share: float = 1.0
     return replace(traffic, output_tokens=output, reasoning_tokens=np.minimum(thought, output))
 
 
+def with_images(traffic: Traffic, tokens: LengthSpec, *, share: float = 1.0, seed: int = 0) -> Traffic:
+    """The same requests, a ``share`` of them with an image of ``tokens`` in front of the prompt (which grows by them).
+
+    Raises TrivetError where the traffic names its prefixes: what their blocks hold would no longer be right.
+    """
+    if not 0 <= share <= 1:
+        raise TrivetError(f"{share} is no share", field="images.share", allowed="0 to 1")
+    if traffic.hash_ids is not None:
+        raise TrivetError("not with prompts that share prefixes", field="images", allowed="open_loop or closed_loop")
+    amounts, who = _streams(seed, 2)
+    image = lengths(tokens, len(traffic), seed=amounts, field="images.tokens").astype(np.int64)
+    image[who.random(len(traffic)) >= share] = 0
+    return replace(
+        traffic,
+        input_tokens=np.minimum(traffic.input_tokens + image, MAX_TOKENS),
+        image_tokens=np.minimum(image, MAX_TOKENS - 1),
+    )
+
+
 def with_adapters(traffic: Traffic, count: int, *, zipf: float = 1.0, share: float = 1.0, seed: int = 0) -> Traffic:
     """The same requests, a ``share`` of them for one of ``count`` adapters, the i-th as popular as ``i ** -zipf``."""
     if count < 1:

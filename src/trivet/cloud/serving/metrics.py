@@ -9,6 +9,8 @@ from numpy.typing import NDArray
 
 from trivet.cloud.serving import _loop_state as k
 from trivet.cloud.serving import sketches as sk
+from trivet.cloud.serving._loop_images import I_ENCODES, I_TIME
+from trivet.cloud.serving._loop_lora import C_DISK_LOADS, C_LOAD_TIME, C_LOADS
 from trivet.cloud.serving.fleet import ServingResult
 from trivet.cloud.serving.stream import Streamed
 
@@ -161,7 +163,20 @@ def _numbers(
             "hit_tokens": int(run[k.G_HIT_TOKENS]), "loaded_tokens": int(run[k.G_LOADED_TOKENS]),
         },
         "kv_transfers": int(run[k.G_TRANSFERS]),
+        **_extras(result),
     }  # fmt: skip
+
+
+def _extras(result: ServingResult) -> dict[str, dict[str, float]]:
+    """Adapters that were loaded and images that were encoded, where the traffic has any."""
+    out: dict[str, dict[str, float]] = {}
+    if result.adapters is not None:
+        loads, disk, took = result.adapters[:, [C_LOADS, C_DISK_LOADS, C_LOAD_TIME]].sum(axis=0).tolist()
+        out["adapters"] = {"loads": loads, "loads_from_disk": disk, "loading_s": took / k.PS}
+    if result.images is not None:
+        encodes, took = result.images[:, [I_ENCODES, I_TIME]].sum(axis=0).tolist()
+        out["images"] = {"encoded": encodes, "encoding_s": took / k.PS}
+    return out
 
 
 def kind_of(result: ServingResult) -> NDArray[np.int64]:
