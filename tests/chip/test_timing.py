@@ -113,7 +113,7 @@ def test_three_microbenchmarks_pin_what_they_measure_and_narrow_the_rest() -> No
     decode = KINDS["decode"]
     known, unknown = (np.asarray(time(decode, which).log_sigma) for which in (part, bare))
     assert known.mean() < unknown.mean()
-    assert np.all(known < 1.01 * unknown)  # a shape's own spread goes with its size over the floor, which moves as well
+    assert np.all(known < 1.03 * unknown)  # a shape's own spread goes with its size over the floor, which moves as well
 
 
 def test_cold_reads_are_not_faster_than_warm_ones() -> None:
