@@ -63,7 +63,7 @@ RUN_COLUMNS = 48
     O_ID, O_ARRIVAL, O_SCHEDULED, O_FIRST, O_LAST, O_INPUT, O_OUTPUT, O_HIT, O_PREEMPTIONS, O_REPLICA, O_STATUS,
     O_TRIES, O_PREFILL_REPLICA,
 ) = range(13)  # fmt: skip
-OUT_COLUMNS = 14
+OUT_COLUMNS = 13
 DONE, REJECTED, FAILED = 0, 1, 2
 
 # --- one row a time bucket -------------------------------------------------------------------------------------

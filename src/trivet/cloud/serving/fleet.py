@@ -33,6 +33,8 @@ Longs = NDArray[np.int64]
 ROLES = ("both", "prefill", "decode")
 SPECULATIVE_UNITS = 16  # a step's expected tokens are rounded to 1/16 token
 PRIORITY_CLASSES = k.PRIORITIES
+SPARE_BYTES = 1 << 26
+_spare: list[Longs] = []  # one run's rows of results, for the next: asking the system for fresh pages costs a quarter of a run
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -220,7 +222,7 @@ class FleetRun:
             with_host=not adapters and not fleet.lock_step,
         )  # fmt: skip
         block = max(s.block_size * u for s, u in zip(settings, units, strict=True))
-        self.state = k.new_state(fleet.replicas, max(max_seqs), block, slots=0, out=4096, sessions=sessions)
+        self.state = k.new_state(fleet.replicas, max(max_seqs), block, slots=0, out=0, sessions=sessions)
         _rows(fleet, self.state.replicas)
         if fleet.lock_step:
             self.state = self.state._replace(group=groups_of(fleet, self.tables))
@@ -323,11 +325,11 @@ class FleetRun:
             images=images,
         )
 
-    def feed(self, traffic: Traffic, *, final: bool = True, until_s: float = math.inf) -> Finished:
+    def feed(self, traffic: Traffic, *, final: bool = True, until_s: float = math.inf, copy: bool = True) -> Finished:
         """Run through one block of traffic; ``final``: and on until everything has ended.
 
-        Returns the requests that ended, in order of their end. Blocks must follow each other in time; sessions and
-        prefix hashes need all their traffic in one block.
+        Returns the requests that ended, in order of their end; without ``copy`` their rows hold until the run goes on.
+        Blocks must follow each other in time; sessions and prefix hashes need all their traffic in one block.
         """
         if self.sent and (traffic.previous is not None or traffic.hash_offsets is not None):
             raise TrivetError("sessions and prefix hashes need one block", field="traffic")
@@ -335,19 +337,32 @@ class FleetRun:
         until = k.INF - 1 if not math.isfinite(until_s) else round(until_s * k.PS)
         run = self.state.run
         run[k.G_NEXT] = 0
-        needed = min(traffic.arrival_s.size + int(run[k.G_IN_FLIGHT]) + self.state.heap.shape[1] + 64, 1 << 20)
+        needed = int(traffic.arrival_s.size + run[k.G_IN_FLIGHT]) + self.state.heap.shape[1] + 64
+        needed = min(max(needed, 4096), 1 << 20)
         if self.state.out.shape[0] < needed:
-            self.state = self.state._replace(out=np.zeros((needed, k.OUT_COLUMNS), np.int64))
+            self.state = self.state._replace(out=_rows_for(needed))
         parts: list[Longs] = []
         python = PYTHON_ROUTERS.get(self.fleet.router)
         if python is not None:
             arrivals = self._route_outside(python, arrivals, until, parts)
         self._run(arrivals, final, until, parts)
-        self._drain(parts)
+        if parts:
+            self._drain(parts)
         if final and until_s == math.inf and run[k.G_IN_FLIGHT]:
             raise TrivetError(f"{run[k.G_IN_FLIGHT]} requests never ended: a replica stood still", field="fleet")
         self.sent += int(traffic.arrival_s.size)
-        return Finished(parts[0] if len(parts) == 1 else np.concatenate(parts))
+        if parts:
+            return Finished(np.concatenate(parts))
+        rows = self.state.out[: run[k.G_OUT]]
+        run[k.G_OUT] = 0
+        return Finished(rows.copy() if copy else rows)
+
+    def close(self) -> None:
+        """Leave the memory of results to the next run; this one is over."""
+        rows = self.state.out if self.state.out.base is None else self.state.out.base
+        if rows.nbytes <= SPARE_BYTES and not _spare:
+            _spare.append(rows)
+        self.state = self.state._replace(out=np.zeros((0, k.OUT_COLUMNS), np.int64))
 
     def _run(self, arrivals: k.Arrivals, final: bool, until: int, parts: list[Longs]) -> None:
         """Call the loop, making room as often as it asks for some."""
@@ -391,6 +406,15 @@ class FleetRun:
         run = self.state.run
         parts.append(self.state.out[: run[k.G_OUT]].copy())
         run[k.G_OUT] = 0
+
+
+def _rows_for(count: int) -> Longs:
+    """Room for so many rows of results; what is in it does not matter."""
+    try:
+        spare = _spare.pop()
+    except IndexError:
+        return np.empty((count, k.OUT_COLUMNS), np.int64)
+    return spare[:count] if spare.shape[0] >= count else np.empty((count, k.OUT_COLUMNS), np.int64)
 
 
 def _rebuild(tree: Longs, key: Longs) -> None:
@@ -445,7 +469,9 @@ def simulate(traffic: Traffic, fleet: Fleet) -> ServingResult:
     hashes = traffic.hash_ids if traffic.hash_offsets is not None else None
     adapters = int(traffic.adapter.max(initial=-1)) + 1 if traffic.adapter is not None else 0
     run = FleetRun(fleet, hash_ids=hashes, hash_block=traffic.block_tokens, sessions=sessions, adapters=adapters)
-    return result_of(run, run.feed(traffic))
+    result = result_of(run, run.feed(traffic, copy=False))
+    run.close()
+    return result
 
 
 def result_of(run: FleetRun, finished: Finished) -> ServingResult:

@@ -94,7 +94,7 @@ def simulate_stream(
     for traffic, final in _with_last(blocks):
         if run is None:
             run = _new_run(traffic, fleet)
-        rows = run.feed(traffic, final=final).rows
+        rows = run.feed(traffic, final=final, copy=False).rows
         sketches.add_rows(rows, group, late, ttft_slo_s, tpot_slo_s)
         if rows.shape[0]:
             begin = min(begin, int(rows[:, k.O_ARRIVAL].min()))
