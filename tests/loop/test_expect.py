@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 
 from trivet.apps.cli.simulate import read_clients, read_trace
-from trivet.errors import TrivetError
+from trivet.errors import TrivetError, Unsupported
 from trivet.interop.yaml_files import read_yaml
+from trivet.loop import simulate
 from trivet.loop.expect import check, number
+from trivet.loop.scenario_schema import changed, outage_text
 
 ROOT = Path(__file__).resolve().parents[2]
 FILES = [path for path in sorted((ROOT / "examples" / "serving").glob("*.yaml")) if path.stem != "pooling"]
@@ -47,3 +49,45 @@ def test_numbers_by_path() -> None:
         number(summary, "a.z")
     with pytest.raises(TrivetError, match="no number"):
         number(summary, "a.d")
+
+
+def test_every_compilation_of_the_loop_is_told() -> None:
+    """Each form that has no compiled copy, whoever asked last; not what else is compiled."""
+    from numba.core import event
+
+    from trivet.cloud.serving._loop_fleet import advance, bounce
+
+    first: list[str] = []
+    second: list[str] = []
+    simulate.say_if_compiling(first.append)
+    for function in (advance, bounce, advance):
+        with event.trigger_event("numba:compile", data={"dispatcher": function, "args": (), "return_type": None}):
+            pass
+    simulate.say_if_compiling(second.append)
+    with event.trigger_event("numba:compile", data={"dispatcher": advance, "args": (), "return_type": None}):
+        pass
+    assert (len(first), len(second)) == (2, 1) and "once on this machine" in first[0]
+
+
+TEXT = {
+    "model": "Qwen/Qwen3-8B", "traffic": {"generate": {"requests": 20, "rate_per_s": 5, "inputs": 200, "outputs": 20}},
+    "fleet": [{"chip": "h100", "role": "prefill"}, {"chip": "h100", "role": "decode"}],
+}  # fmt: skip
+
+
+def test_links_in_one_line() -> None:
+    assert outage_text("link#1:5s@10s", 60.0) == {"start_s": 10.0, "duration_s": 5.0, "links": [1]}
+    assert (
+        simulate.run({**TEXT, "outages": [outage_text("link:5s", 4.0)]}, read_trace).summary["requests"]["done"] == 20
+    )
+    for part, field in (
+        ({"links": [1]}, "outages.links"), ({"replicas": [0], "factor": 0.5}, "outages.factor"), ({}, "outages"),
+    ):  # fmt: skip
+        with pytest.raises(TrivetError) as error:
+            simulate.run({**TEXT, "outages": [{"start_s": 1, "duration_s": 1, **part}]}, read_trace)
+        assert error.value.field == field
+
+
+def test_images_need_a_tower() -> None:
+    with pytest.raises(Unsupported, match="vision tower"):
+        simulate.run(changed(TEXT, ["traffic.generate.images={tokens: 100, share: 0.5}"]), read_trace)

@@ -17,7 +17,7 @@ from trivet.cloud.engine.vision import encode_table
 from trivet.cloud.serving.adapters import Adapters
 from trivet.cloud.serving.autoscale import Autoscale, cold_start_s
 from trivet.cloud.serving.batching import BATCHING, batching
-from trivet.cloud.serving.faults import Outage, Retries
+from trivet.cloud.serving.faults import LinkOutage, Outage, Retries
 from trivet.cloud.serving.fleet import Admission, Fleet, ReplicaKind, Transfer
 from trivet.cloud.serving.generate import (
     closed_loop,
@@ -233,20 +233,38 @@ def replicas_down(scenario: Scenario, kinds: Sequence[ReplicaKind], part: Outage
     return tuple(sorted(down))
 
 
+def links_of(kinds: Sequence[ReplicaKind], part: OutagePart) -> tuple[int, ...]:
+    """Numbers of the prefill replicas whose links an outage names."""
+    ours = [kind.role == "prefill" for kind in kinds for _ in range(kind.count)]
+    if part.factor and not part.links:
+        raise TrivetError("only links slow down", field="outages.factor", allowed="with outages.links")
+    named = [at for at, sends in enumerate(ours) if sends] if part.links == "all" else part.links
+    if part.links and (not any(ours) or any(not 0 <= at < len(ours) or not ours[at] for at in named)):
+        raise TrivetError(
+            f"{part.links}",
+            field="outages.links",
+            allowed=f"all, or prefill replicas: {[i for i, x in enumerate(ours) if x]}",
+        )
+    return tuple(int(at) for at in named)
+
+
 def fleet_of(scenario: Scenario, model: Architecture, traffic: Traffic) -> tuple[Fleet, tuple[Deployment, ...]]:
     """The fleet of a scenario with compiled step tables, and its deployments, one a group."""
     typical = float(traffic.input_tokens.mean() + traffic.output_tokens.mean()) if len(traffic) else 0.0
     deployments = tuple(deployment_of(scenario, group, model, typical) for group in scenario.fleet)
     images = traffic.image_tokens is not None and bool(traffic.image_tokens.any())
     kinds = tuple(kind_of(scenario, g, d, images) for g, d in zip(scenario.fleet, deployments, strict=True))
-    outages = []
+    outages, links = [], []
     for part in scenario.outages:
-        down = replicas_down(scenario, kinds, part)
-        if not down:
+        down, slow = replicas_down(scenario, kinds, part), links_of(kinds, part)
+        if not down and not slow:
             raise TrivetError(
-                "names nothing that is in the fleet", field="outages", allowed="replicas, servers or racks"
+                "names nothing that is in the fleet", field="outages", allowed="replicas, servers, racks or links"
             )
-        outages.append(Outage(part.start_s, part.duration_s, down))
+        if down:
+            outages.append(Outage(part.start_s, part.duration_s, down))
+        if slow:
+            links.append(LinkOutage(part.start_s, part.duration_s, slow, part.factor))
     return Fleet(
         kinds,
         router=scenario.router,
@@ -254,6 +272,7 @@ def fleet_of(scenario: Scenario, model: Architecture, traffic: Traffic) -> tuple
         admission=Admission(scenario.admission.max_queue, scenario.admission.max_wait_s),
         retries=Retries(scenario.retries.limit, scenario.retries.delay_s),
         outages=tuple(outages),
+        link_outages=tuple(links),
         autoscale=_autoscale(scenario, deployments[0]),
         seed=scenario.seed,
     ), deployments

@@ -140,13 +140,18 @@ class Group(_Strict):
 
 
 class OutagePart(_Strict):
-    """What is down, from when, for how long: replicas by number, or whole servers or racks by number."""
+    """What is down, from when, for how long: replicas by number, or whole servers or racks by number.
+
+    ``links``: those of prefill replicas by number, or of all; they do ``factor`` of their rate meanwhile.
+    """
 
     start_s: float = Field(ge=0)
     duration_s: float = Field(gt=0)
     replicas: list[int] = Field(default_factory=list)
     servers: list[int] = Field(default_factory=list)
     racks: list[int] = Field(default_factory=list)
+    links: list[int] | Literal["all"] = Field(default_factory=list)
+    factor: float = Field(0.0, ge=0, lt=1)
 
 
 class AutoscalePart(_Strict):
@@ -288,7 +293,7 @@ def _put(at: Any, part: str, value: Any, path: str) -> None:
         raise TrivetError(f"{part!r} is below a plain value", field=f"--set {path}")
 
 
-_FAIL = re.compile(r"(replica|server|rack)(?:#(\d+))?:([0-9.]+)(s|m|min|h)?(?:@([0-9.]+)(s|m|min|h)?)?")
+_FAIL = re.compile(r"(replica|server|rack|link)(?:#(\d+))?:([0-9.]+)(s|m|min|h)?(?:@([0-9.]+)(s|m|min|h)?)?")
 _UNIT = {None: 1.0, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
 
 
@@ -297,7 +302,7 @@ def outage_text(text: str, traffic_s: float) -> dict[str, Any]:
     match = _FAIL.fullmatch(text)
     if not match:
         raise TrivetError(
-            f"{text!r}", field="--fail", allowed="replica|server|rack[#NUMBER]:DURATION[@START], e.g. rack:600s"
+            f"{text!r}", field="--fail", allowed="replica|server|rack|link[#NUMBER]:DURATION[@START], e.g. rack:600s"
         )
     kind, number, length, unit, start, start_unit = match.groups()
     begin = traffic_s / 2 if start is None else float(start) * _UNIT[start_unit]

@@ -11,6 +11,7 @@ import numpy as np
 from trivet.cloud.deployment import Deployment
 from trivet.cloud.serving import _loop_state as k
 from trivet.cloud.serving import metrics
+from trivet.cloud.serving.adapters import adapters_of
 from trivet.cloud.serving.fleet import Fleet, ServingResult, simulate
 from trivet.cloud.serving.stream import SAMPLE, Streamed, blocks_of, on_clock, simulate_stream
 from trivet.cloud.serving.tenants_traffic import WINDOW_S, Service, stream
@@ -70,7 +71,8 @@ def run(
     if source.count > most_rows:
         streamed = simulate_stream(
             source.blocks(), fleet, service=source.typical.name, every=SAMPLE, ttft_slo_s=scenario.slo.ttft_s,
-            tpot_slo_s=scenario.slo.tpot_s, report=lambda sent: report("simulating", sent, source.count),
+            tpot_slo_s=scenario.slo.tpot_s, adapters=adapters_of(source.typical),
+            report=lambda sent: report("simulating", sent, source.count),
         )  # fmt: skip
         result, summary = streamed.sample, metrics.summary_streamed(streamed)
         outputs = streamed.sketches.counters()["output_tokens"]
@@ -143,18 +145,30 @@ def _head(
     }  # fmt: skip
 
 
+_told: Callable[[str], None] | None = None  # who hears of the next compilation; None until somebody asked
+
+
 def say_if_compiling(told: Callable[[str], None]) -> None:
-    """Tell the user when the loop has no compiled copy on this machine yet."""
-    from trivet.cloud.serving._loop_fleet import advance
+    """From now on ``told`` gets a line whenever a form of the loop has no compiled copy on this machine yet."""
+    global _told
+    if _told is None:
+        from numba.core import event
 
-    places = getattr(getattr(advance, "stats", None), "cache_path", None)
-    if places is None or getattr(advance, "signatures", None):
-        return
-    import glob
-    import os
+        event.register("numba:compile", _listener(event.Listener))
+    _told = told
 
-    if not glob.glob(os.path.join(glob.escape(places), "_loop_fleet.advance-*.nbc")):
-        told("compiling the event loop, once on this machine for what this scenario needs: about 15 s")
+
+def _listener(base: Any) -> Any:
+    class Compiling(base):  # type: ignore[misc]
+        def on_start(self, event: Any) -> None:
+            function = getattr(event.data["dispatcher"], "py_func", None)
+            if _told is not None and getattr(function, "__name__", "") == "advance":
+                _told("compiling the event loop, once on this machine for what this scenario needs: about 15 s")
+
+        def on_end(self, event: Any) -> None:
+            pass
+
+    return Compiling()
 
 
 def _kind(deployment: Deployment, kind: Any) -> dict[str, Any]:

@@ -7,8 +7,10 @@ real least-recently-used order. It shares with the fast loop only the integer ro
 from __future__ import annotations
 
 import heapq
+import math
 from collections import OrderedDict, deque
 from dataclasses import dataclass, field
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -240,7 +242,7 @@ class Replica:
         moved.flag, moved.prefill_replica = "prefilled", self.number
         context = moved.inputs + moved.generated - 1
         sim = self.sim
-        sim.push(now + sim.transfer_base + sim.transfer_token * context, k.P_LANDED, moved)
+        sim.push(sim.travel(self.number, now, sim.transfer_base + sim.transfer_token * context), k.P_LANDED, moved)
 
     def preempt(self, now: int) -> int:
         victim = self.running[-1]
@@ -845,9 +847,26 @@ class Reference:
         replica.store.capacity = capacity
         for request in lost:
             self.bounce(request, now)
-        for _, kind, _, _, subject in self.pending:
-            if kind in (k.P_READY, k.P_LANDED) and subject.replica == replica.number:
-                subject.flag = "bounced"
+        lost = [e for e in self.pending if e[1] in (k.P_READY, k.P_LANDED) and e[4].replica == replica.number]
+        self.pending = [e for e in self.pending if e not in lost]
+        heapq.heapify(self.pending)
+        for event in sorted(lost, key=lambda e: e[2]):
+            self.bounce(event[4], now)
+
+    def travel(self, number: int, now: int, took: int) -> int:
+        """The link does ``factor`` of its work in each span between two of its outages' ends."""
+        own = [o for o in self.fleet.link_outages if number in o.replicas]
+        spans = [(round(o.start_s * k.PS), (o.start_s + o.duration_s) * k.PS, round(o.factor * 1024)) for o in own]
+        marks = sorted({round(t) for span in spans for t in span[:2] if t < math.inf and round(t) > now})
+        left, at = Fraction(took), now
+        for mark in [*marks, None]:
+            rates = [r for a, b, r in spans if a <= at and (b == math.inf or at < round(b))]
+            rate = Fraction(min(rates, default=1024), 1024)
+            if mark is None or left <= rate * (mark - at):
+                return at + math.ceil(left / rate) if rate else at
+            left -= rate * (mark - at)
+            at = mark
+        raise AssertionError("no end")
 
     def handle(self, now: int) -> None:
         _, kind, _, _, subject = heapq.heappop(self.pending)
@@ -861,8 +880,6 @@ class Reference:
             self.send(subject, now)
         elif kind == k.P_RETRY:
             self.route(subject, now)
-        elif subject.flag == "bounced":
-            self.bounce(subject, now)
         elif kind == k.P_LANDED:
             self.land(subject, now)
         else:
@@ -955,7 +972,7 @@ class Reference:
 
     def loading(self, replica: Replica) -> list[Request]:
         waits = [s for _, kind, _, _, s in self.pending if kind == k.P_READY]
-        return [s for s in waits if s.replica == replica.number and s.flag != "bounced"]
+        return [s for s in waits if s.replica == replica.number]
 
     def check(self, replica: Replica) -> None:
         """Blocks are conserved and no batch is over its limits."""

@@ -7,12 +7,12 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from serving_cases import fleet, poisson, replicas, table, traffic
+from serving_cases import DECODE_S, fleet, poisson, replicas, table, traffic
 
 from trivet.cloud.deployment import EngineSettings
 from trivet.cloud.serving import _loop_state as k
 from trivet.cloud.serving.batching import Batching
-from trivet.cloud.serving.faults import Outage, Retries, outage_events
+from trivet.cloud.serving.faults import LinkOutage, Outage, Retries, link_rates, outage_events
 from trivet.cloud.serving.fleet import Admission, ReplicaKind, Transfer, simulate
 from trivet.cloud.serving.metrics import latencies
 from trivet.errors import TrivetError
@@ -144,4 +144,37 @@ def test_kv_under_way_is_lost_with_its_prefill_replica() -> None:
         fleet(*kinds, transfer=Transfer(1.0, 0.0), outages=(Outage(0.5, 9.0, (0,)),), retries=Retries(3, 0.0)),
     )
     assert done.status[0] == 0 and done.tries[0] == 1 and done.prefill_replica[0] == 1
-    assert done.first_token_s[0] > 1.0
+    assert done.first_token_s[0] == pytest.approx(0.5 + DECODE_S)  # starts again at the failure
+
+
+def test_kv_waits_for_a_link_that_is_down() -> None:
+    """A transfer of a second from 0.01 s on; the link is down from 0.51 to 2.51 s, or does a quarter in that time."""
+    for factor, extra in ((0.0, 2.0), (0.25, 1.5), (0.75, 0.0)):
+        gone = (LinkOutage(0.51, 2.0, (0,), factor),)
+        done = simulate(traffic([0.0], 320, 10), fleet(*pools(1, 1), transfer=Transfer(1.0, 0.0), link_outages=gone))
+        wait = done.last_token_s[0] - done.first_token_s[0] - 9 * DECODE_S - 1.0
+        assert done.first_token_s[0] == pytest.approx(DECODE_S) and done.tries[0] == 0
+        assert wait == pytest.approx(extra or 0.5 / 0.75 - 0.5, abs=1e-4)
+
+
+def test_a_lost_link_loses_nobody() -> None:
+    load = poisson(300, 20, 600, 40)
+    calm = fleet(*pools(2, 2), transfer=Transfer(1e-3, 1e-6))
+    broken = replace(calm, link_outages=(LinkOutage(3.0, 4.0, (0, 1)), LinkOutage(6.0, 4.0, (1,), 0.01)))
+    a, b = simulate(load, calm), simulate(load, replace(broken, outages=(Outage(4.0, 2.0, (0,)),)))
+    assert (b.status == 0).all() and b.arrival_s.size == 300
+    assert latencies(b)["tpot"].max() > 10 * latencies(a)["tpot"].max()
+    only = simulate(load, broken)
+    assert only.tries.sum() == 0 < b.tries.sum()
+
+
+def test_link_outages_by_hand() -> None:
+    links = link_rates([LinkOutage(1.0, 2.0, (1,), 0.5), LinkOutage(2.0, 3.0, (1,))], 2)
+    assert links.offsets.tolist() == [0, 0, 4]
+    assert (links.time // k.PS).tolist() == [1, 2, 3, 5] and links.rate.tolist() == [512, 0, 0, 1024]
+    with pytest.raises(TrivetError, match="for ever"):
+        LinkOutage(1.0, float("inf"), (0,))
+    with pytest.raises(TrivetError, match="0 to 1"):
+        link_rates([LinkOutage(1.0, 2.0, (5,))], 2)
+    with pytest.raises(TrivetError, match=r"outages\.links"):
+        simulate(traffic([0.0], 10, 10), fleet(replicas(), link_outages=(LinkOutage(1.0, 2.0, (0,)),)))

@@ -14,7 +14,7 @@ from trivet.cloud.deployment import EngineSettings, StepTable
 from trivet.cloud.engine.vision import EncodeTable
 from trivet.cloud.serving.adapters import Adapters
 from trivet.cloud.serving.batching import Batching
-from trivet.cloud.serving.faults import Outage, Retries
+from trivet.cloud.serving.faults import LinkOutage, Outage, Retries
 from trivet.cloud.serving.fleet import Admission, Fleet, ReplicaKind, Transfer, simulate
 from trivet.cloud.serving.kvcache import Tier
 from trivet.cloud.serving.traffic import Traffic
@@ -122,6 +122,15 @@ def scenarios(draw: st.DrawFn, lora: bool = False, ranks: bool = False, images: 
     else:
         kinds = tuple(kind("both", draw(st.integers(1, 3))) for _ in range(draw(st.integers(1, 2))))
     replicas = sum(k.count for k in kinds)
+    links: tuple[LinkOutage, ...] = ()
+    if kinds[0].role == "prefill":
+        links = tuple(
+            LinkOutage(
+                round(float(rng.uniform(0, 0.5)), 3), draw(st.sampled_from([0.01, 0.3])),
+                tuple(range(int(rng.integers(1, kinds[0].count + 1)))), draw(st.sampled_from([0.0, 0.1, 0.5])),
+            )
+            for _ in range(draw(st.sampled_from([0, 0, 1, 3])))
+        )  # fmt: skip
     outages = tuple(
         Outage(
             round(float(rng.uniform(0, 0.5)), 3),
@@ -141,6 +150,7 @@ def scenarios(draw: st.DrawFn, lora: bool = False, ranks: bool = False, images: 
         admission=Admission(draw(st.sampled_from([0, 0, 3])), draw(st.sampled_from([0.0, 0.0, 0.2]))),
         retries=Retries(draw(st.integers(0, 3)), draw(st.sampled_from([0.0, 0.01]))),
         outages=outages,
+        link_outages=links,
         seed=draw(st.integers(0, 5)),
     )
 

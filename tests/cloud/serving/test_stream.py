@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from serving_cases import fleet, poisson, replicas, traffic
 
+from trivet.cloud.engine.vision import EncodeTable
 from trivet.cloud.serving import _loop_state as k
+from trivet.cloud.serving.adapters import Adapters
 from trivet.cloud.serving.autoscale import Autoscale
 from trivet.cloud.serving.faults import Outage
 from trivet.cloud.serving.fleet import Fleet, FleetRun
@@ -45,6 +50,26 @@ def test_any_cut_gives_the_same_run(name: str, cuts: list[int]) -> None:
     np.testing.assert_array_equal(run.state.itl, whole.state.itl)
     busy = [k.R_BUSY, k.R_DECODED, k.R_PREFILLED, k.R_DONE_STEPS, k.R_FINISHED, k.R_KV_TIME]
     np.testing.assert_array_equal(run.state.replicas[:, busy], whole.state.replicas[:, busy])
+
+
+@given(cuts=st.lists(st.integers(0, 900), max_size=6))
+@settings(max_examples=10, deadline=None)
+def test_adapters_and_images_in_blocks(cuts: list[int]) -> None:
+    """The run is told how many adapters there are; a block may hold larger images than those before it."""
+    rng = np.random.default_rng(3)
+    images = rng.integers(0, 300, len(LOAD)) * (rng.random(len(LOAD)) < 0.3)
+    load = replace(LOAD, adapter=rng.integers(-1, 6, len(LOAD)), image_tokens=np.minimum(images, LOAD.input_tokens))
+    table = EncodeTable(np.array([1.0, 200.0]), np.array([1e-3, 2e-2]))
+    kind = replace(replicas(3), adapters=Adapters(2, load_s=1e-3, step_s=1e-3), encode=table)
+    whole = simulate_stream([load], fleet(kind), every=1, adapters=6)
+    bounds = [0, *sorted(cuts), len(load)]
+    blocks = [load.take(np.arange(a, b)) for a, b in pairwise(bounds)]
+    parts = simulate_stream(blocks, fleet(kind), every=1, adapters=6)
+    np.testing.assert_array_equal(parts.sample.last_token_s, whole.sample.last_token_s)
+    np.testing.assert_array_equal(parts.sample.adapters, whole.sample.adapters)
+    np.testing.assert_array_equal(parts.sample.images, whole.sample.images)
+    with pytest.raises(TrivetError, match="numbers below 0"):
+        simulate_stream(blocks, fleet(kind))
 
 
 def test_arrays_do_not_grow_with_time() -> None:

@@ -202,6 +202,28 @@ def stop(group: Any, state: Any, replica: int) -> None:
 
 
 @seldom
+def lose_loading(state: Any, row: Any, replica: int, cache: Any, time: int) -> None:
+    """KV on its way from a replica that has gone down, or up to its HBM, is lost: the first to have left first."""
+    while True:
+        found = -1
+        for i in range(state.run[G_PENDING]):
+            kind = state.pending[i, 1]
+            here = (kind == P_READY or kind == P_LANDED) and state.slots[state.pending[i, 2], S_REP] == replica
+            if here and (found < 0 or state.pending[i, 3] < state.pending[found, 3]):
+                found = i
+        if found < 0:
+            return
+        kind, slot = state.pending[found, 1], state.pending[found, 2]
+        pending_pop(state, found)
+        held = state.slots[slot, S_SOURCE] if kind == P_LANDED else slot
+        if cache is not None:
+            release(state, row, replica, cache, held, 0)
+        if kind == P_LANDED:
+            free_slot(state, held)
+        bounce(state, slot, time)
+
+
+@seldom
 def fail(state: Any, replica: int, cache: Any, time: int) -> None:
     """A replica goes down: what it ran, queued or loaded goes back to the clients; its caches are gone."""
     row = state.replicas[replica]
@@ -224,16 +246,7 @@ def fail(state: Any, replica: int, cache: Any, time: int) -> None:
         if cache is not None:
             release(state, row, replica, cache, slot, 0)
         bounce(state, slot, time)
-    for i in range(state.run[G_PENDING]):
-        kind, slot = state.pending[i, 1], state.pending[i, 2]
-        here = (kind == P_READY or kind == P_LANDED) and state.slots[slot, S_REP] == replica
-        if here and state.slots[slot, S_FLAG] != BOUNCED:
-            state.slots[slot, S_FLAG] = BOUNCED
-            held = state.slots[slot, S_SOURCE] if kind == P_LANDED else slot
-            if cache is not None:
-                release(state, row, replica, cache, held, 0)
-            if kind == P_LANDED:
-                free_slot(state, held)
+    lose_loading(state, row, replica, cache, time)
     if cache is not None:
         cache_clear(row, replica, cache)
     start_adapters(state.lora, replica)
@@ -309,11 +322,7 @@ def wake(group: Any, state: Any, row: Any, replica: int, time: int) -> None:
 @seldom
 def land(state: Any, cache: Any, faults: Any, slot: int, time: int) -> None:
     """A prompt's KV has reached the decode pool: the prefill replica may use its blocks again."""
-    s = state.slots[slot]
-    if s[S_FLAG] == BOUNCED:
-        bounce(state, slot, time)
-        return
-    source = s[S_SOURCE]
+    source = state.slots[slot, S_SOURCE]
     held = state.slots[source]
     if held[S_FLAG] == SENDING:
         held[S_FLAG] = LANDED
@@ -330,26 +339,21 @@ def land(state: Any, cache: Any, faults: Any, slot: int, time: int) -> None:
 @seldom
 def handle_pending(state: Any, arrivals: Any, cache: Any, faults: Any) -> None:
     time, kind, subject = state.pending[0, 0], state.pending[0, 1], state.pending[0, 2]
-    pending_pop(state)
-    if kind == P_RELEASE:
-        due = release_follower(state, arrivals, subject, time, time)
+    pending_pop(state, 0)
+    if kind == P_RELEASE or kind == P_SEND:
+        due = release_follower(state, arrivals, subject, time, time) if kind == P_RELEASE else time
         if due > time:
             pending_push(state, due, P_SEND, subject)
         else:
             send(state, arrivals, cache, faults, subject, time)
-    elif kind == P_SEND:
-        send(state, arrivals, cache, faults, subject, time)
     elif kind == P_RETRY:
         route(state, cache, faults, subject, time, -1)
     elif kind == P_LANDED:
         land(state, cache, faults, subject, time)
     elif kind == P_READY:
-        if state.slots[subject, S_FLAG] == BOUNCED:
-            bounce(state, subject, time)
-        else:
-            state.slots[subject, S_FLAG] = LOADED
-            replica = state.slots[subject, S_REP]
-            enqueue(state, state.replicas[replica], replica, subject, time, True)
+        state.slots[subject, S_FLAG] = LOADED
+        replica = state.slots[subject, S_REP]
+        enqueue(state, state.replicas[replica], replica, subject, time, True)
     elif state.replicas[subject, R_UP] == STARTING:
         state.run[G_STARTING] -= 1
         turn_on(state, subject, time, ON)
@@ -402,9 +406,10 @@ def step_together(group: Any, state: Any, first: int, tables: Any, cache: Any) -
                 if row[R_WAITING] == 0:
                     continue
                 row[R_STATE] = WAKE
-            schedule(state, row, rank, tables, cache, time)
-            while row[R_STATE] == WAKE:
+            again = True
+            while again:  # once in the source: what is inlined twice is compiled twice
                 schedule(state, row, rank, tables, cache, time)
+                again = row[R_STATE] == WAKE
         join(group, state, tables, first, time)
     for rank in ranks:
         update_load(state, state.replicas[rank], rank)

@@ -22,6 +22,7 @@ MODULES = (
     "blocks",
     "lora",
     "images",
+    "links",
     "group",
     "admit",
     "replica",

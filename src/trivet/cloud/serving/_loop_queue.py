@@ -197,14 +197,19 @@ def pending_push(state: Any, time: int, kind: int, subject: int) -> None:
 
 
 @seldom
-def pending_pop(state: Any) -> None:
-    """Drop the earliest pending event."""
+def pending_pop(state: Any, at: int) -> None:
+    """Drop one pending event, the earliest with ``at`` 0."""
     heap = state.pending
     state.run[G_PENDING] -= 1
     size = state.run[G_PENDING]
     for c in range(4):
-        heap[0, c] = heap[size, c]
-    i = 0
+        heap[at, c] = heap[size, c]
+    i = at
+    while i > 0 and i < size and _before(heap[i], heap[(i - 1) >> 1]):
+        parent = (i - 1) >> 1
+        for c in range(4):
+            heap[i, c], heap[parent, c] = heap[parent, c], heap[i, c]
+        i = parent
     while True:
         child = 2 * i + 1
         if child >= size:

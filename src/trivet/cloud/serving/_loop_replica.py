@@ -15,6 +15,7 @@ from trivet.cloud.serving._loop_admit import admit, chunk_of, start_decoding
 from trivet.cloud.serving._loop_blocks import decode_blocks, leave_ghost, release, steps_that_fit, take_blocks
 from trivet.cloud.serving._loop_group import mixed_ps
 from trivet.cloud.serving._loop_jit import jit, seldom
+from trivet.cloud.serving._loop_links import arrival_ps
 from trivet.cloud.serving._loop_lora import adapters_ps, add_to_decode, begin_step, count_decoding, give_adapter
 from trivet.cloud.serving._loop_queue import (
     SLOT_BITS,
@@ -169,7 +170,8 @@ def hand_over(state: Any, row: Any, replica: int, cache: Any, slot: int, time: i
     state.slots[slot, S_FLAG] = SENDING
     run[G_TRANSFERS] += 1
     row[R_FINISHED] += 1
-    pending_push(state, time + run[G_TRANSFER_BASE] + run[G_TRANSFER_TOKEN] * f[S_CTX], P_LANDED, fresh)
+    took = run[G_TRANSFER_BASE] + run[G_TRANSFER_TOKEN] * f[S_CTX]
+    pending_push(state, arrival_ps(state.links, replica, time, took), P_LANDED, fresh)
     let_go(state, row, replica, cache, slot, blocks)
 
 

@@ -118,6 +118,7 @@ class State(NamedTuple):
     waiting: Array  # [R, LEVELS, 2] head and tail of each queue
     lora: Any = None  # adapters: see ``_loop_lora``; None = a run without any
     images: Any = None  # see ``_loop_images``; None = a run without any
+    links: Any = None  # outages of links: see ``_loop_links``; None = a run without any
     group: Any = None  # ranks in lock-step: see ``_loop_group``; None = every replica steps alone
 
 

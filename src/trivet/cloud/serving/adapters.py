@@ -9,6 +9,7 @@ import numpy as np
 
 from trivet.cloud.serving import _loop_lora as c
 from trivet.cloud.serving._loop_state import PS
+from trivet.cloud.serving.traffic import Traffic
 from trivet.errors import TrivetError
 
 MOST_ENTRIES = 1 << 26  # adapters x replicas that a run keeps
@@ -48,6 +49,11 @@ class Adapters:
         for field in ("load_s", "disk_s", "step_s", "adapter_s", "token_s"):
             if not getattr(self, field) >= 0:
                 raise TrivetError(f"{getattr(self, field)} is below 0", field=f"adapters.{field}")
+
+
+def adapters_of(traffic: Traffic) -> int:
+    """How many adapters a traffic may name: one more than its highest number; 0 = none."""
+    return 0 if traffic.adapter is None else int(traffic.adapter.max(initial=-1)) + 1
 
 
 def new_lora(count: int, replicas: Sequence[Adapters | None]) -> c.Lora:

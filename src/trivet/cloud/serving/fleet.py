@@ -14,10 +14,10 @@ from trivet.cloud.serving import _loop_state as k
 from trivet.cloud.serving._loop_cache import Cache
 from trivet.cloud.serving._loop_group import Group
 from trivet.cloud.serving._loop_time import Tables
-from trivet.cloud.serving.adapters import Adapters, new_lora
+from trivet.cloud.serving.adapters import Adapters, adapters_of, new_lora
 from trivet.cloud.serving.autoscale import Autoscale
 from trivet.cloud.serving.batching import Batching, batching
-from trivet.cloud.serving.faults import Outage, Retries, outage_events
+from trivet.cloud.serving.faults import LinkOutage, Outage, Retries, link_rates, outage_events
 from trivet.cloud.serving.images import image_tokens, with_images
 from trivet.cloud.serving.kvcache import Tier, dense_ids, new_cache
 from trivet.cloud.serving.lockstep import new_group, own_table, whole_groups
@@ -33,8 +33,11 @@ Longs = NDArray[np.int64]
 ROLES = ("both", "prefill", "decode")
 SPECULATIVE_UNITS = 16  # a step's expected tokens are rounded to 1/16 token
 PRIORITY_CLASSES = k.PRIORITIES
+LONGEST_TRANSFER_S = 8000.0  # with outages of links: 1,024 times its picoseconds are an int64
 SPARE_BYTES = 1 << 26
-_spare: list[Longs] = []  # one run's rows of results, for the next: asking the system for fresh pages costs a quarter of a run
+_spare: list[
+    Longs
+] = []  # one run's rows of results, for the next: asking the system for fresh pages costs a quarter of a run
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -97,6 +100,7 @@ class Fleet:
     admission: Admission = Admission()
     retries: Retries = field(default_factory=Retries)
     outages: tuple[Outage, ...] = ()
+    link_outages: tuple[LinkOutage, ...] = ()
     autoscale: Autoscale | None = None
     seed: int = 0
 
@@ -157,6 +161,11 @@ def _check(fleet: Fleet) -> None:
         )
     if ("prefill" in roles) != ("decode" in roles) or ("both" in roles and len(roles) > 1):
         raise TrivetError(f"roles {sorted(roles)}", field="role", allowed="all both, or some prefill and some decode")
+    if fleet.link_outages and "prefill" not in roles:
+        raise TrivetError("no KV travels between replicas", field="outages.links", allowed="prefill and decode apart")
+    longest = max(kind.kv_blocks * kind.settings.block_size for kind in fleet.kinds) * fleet.transfer.per_token_s
+    if fleet.link_outages and fleet.transfer.base_s + longest > LONGEST_TRANSFER_S:
+        raise TrivetError("takes too long", field="transfer", allowed=f"up to {LONGEST_TRANSFER_S:g} s a prompt")
 
 
 def _rows(fleet: Fleet, rows: Longs) -> None:
@@ -226,6 +235,8 @@ class FleetRun:
         _rows(fleet, self.state.replicas)
         if fleet.lock_step:
             self.state = self.state._replace(group=groups_of(fleet, self.tables))
+        if fleet.link_outages:
+            self.state = self.state._replace(links=link_rates(fleet.link_outages, fleet.replicas))
         if adapters:
             each = [kind.adapters for kind in fleet.kinds for _ in range(kind.count)]
             self.state = self.state._replace(lora=new_lora(adapters, each))
@@ -329,10 +340,14 @@ class FleetRun:
         """Run through one block of traffic; ``final``: and on until everything has ended.
 
         Returns the requests that ended, in order of their end; without ``copy`` their rows hold until the run goes on.
-        Blocks must follow each other in time; sessions and prefix hashes need all their traffic in one block.
+        Blocks must follow each other in time; sessions and prefix hashes need all their traffic in one block, and of adapters
+        the run was told how many there are.
         """
         if self.sent and (traffic.previous is not None or traffic.hash_offsets is not None):
             raise TrivetError("sessions and prefix hashes need one block", field="traffic")
+        known = 0 if self.state.lora is None else self.state.lora.of.shape[1]
+        if adapters_of(traffic) > known:
+            raise TrivetError("more than the run was told of", field="adapter", allowed=f"numbers below {known}")
         arrivals = self._arrivals(traffic)
         until = k.INF - 1 if not math.isfinite(until_s) else round(until_s * k.PS)
         run = self.state.run
@@ -467,8 +482,9 @@ def simulate(traffic: Traffic, fleet: Fleet) -> ServingResult:
     """Every request of ``traffic`` through ``fleet``."""
     sessions = traffic.arrival_s.size if traffic.previous is not None else 0
     hashes = traffic.hash_ids if traffic.hash_offsets is not None else None
-    adapters = int(traffic.adapter.max(initial=-1)) + 1 if traffic.adapter is not None else 0
-    run = FleetRun(fleet, hash_ids=hashes, hash_block=traffic.block_tokens, sessions=sessions, adapters=adapters)
+    run = FleetRun(
+        fleet, hash_ids=hashes, hash_block=traffic.block_tokens, sessions=sessions, adapters=adapters_of(traffic)
+    )
     result = result_of(run, run.feed(traffic, copy=False))
     run.close()
     return result

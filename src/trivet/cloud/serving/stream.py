@@ -70,6 +70,7 @@ def simulate_stream(
     every: int = SAMPLE,
     ttft_slo_s: float | None = None,
     tpot_slo_s: float | None = None,
+    adapters: int = 0,
     report: Callable[[int], None] = lambda _: None,
 ) -> Streamed:
     """Every request of ``blocks`` through ``fleet``.
@@ -77,6 +78,7 @@ def simulate_stream(
     Args:
         blocks: traffic in order of time, on one clock. Sessions and prefixes need one block.
         every: requests whose number is a multiple of it are kept.
+        adapters: how many different ones the blocks name in all.
         report: called with the number of requests sent so far.
 
     Raises:
@@ -93,7 +95,7 @@ def simulate_stream(
     begin, end = k.INF, 0
     for traffic, final in _with_last(blocks):
         if run is None:
-            run = _new_run(traffic, fleet)
+            run = _new_run(traffic, fleet, adapters)
         rows = run.feed(traffic, final=final, copy=False).rows
         sketches.add_rows(rows, group, late, ttft_slo_s, tpot_slo_s)
         if rows.shape[0]:
@@ -124,10 +126,10 @@ def simulate_stream(
     )
 
 
-def _new_run(first: Traffic, fleet: Fleet) -> FleetRun:
+def _new_run(first: Traffic, fleet: Fleet, adapters: int) -> FleetRun:
     sessions = len(first) if first.previous is not None else 0
     hashes = first.hash_ids if first.hash_offsets is not None else None
-    return FleetRun(fleet, hash_ids=hashes, hash_block=first.block_tokens, sessions=sessions)
+    return FleetRun(fleet, hash_ids=hashes, hash_block=first.block_tokens, sessions=sessions, adapters=adapters)
 
 
 def _with_last(blocks: Iterable[Traffic]) -> Iterator[tuple[Traffic, bool]]:
