@@ -110,10 +110,10 @@ def test_three_microbenchmarks_pin_what_they_measure_and_narrow_the_rest() -> No
         found = time(Gemm("g", m, n, k), part, isolated=True)
         assert abs(np.log(found.value_s / seconds)) < 0.08
         assert found.log_sigma < time(Gemm("g", m, n, k), bare, isolated=True).log_sigma
-    decode = KINDS["decode"]
-    known, unknown = (np.asarray(time(decode, which).log_sigma) for which in (part, bare))
-    assert known.mean() < unknown.mean()
-    assert np.all(known < 1.03 * unknown)  # a shape's own spread goes with its size over the floor, which moves as well
+    known, unknown = (time(KINDS["decode"], which) for which in (part, bare))
+    assert all(a < b for a, b in zip(known.sigmas[:3], unknown.sigmas[:3], strict=True))  # what its kernels share
+    # A shape's own spread goes with its size over the floor, which moves as well.
+    assert np.all(np.asarray(known.log_sigma) < 1.04 * np.asarray(unknown.log_sigma))
 
 
 def test_cold_reads_are_not_faster_than_warm_ones() -> None:

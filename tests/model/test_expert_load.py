@@ -64,7 +64,7 @@ def test_the_step_takes_as_much_longer_as_its_experts_do() -> None:
     even = step_table(deployment)
     hot = step_table(replace(deployment, layout=replace(layout, expert_zipf=0.6)))
     mended = step_table(replace(deployment, layout=replace(layout, expert_zipf=0.6, redundant_experts=32)))
-    assert hot.mixed_s[-1] > 1.15 * even.mixed_s[-1]
+    assert hot.mixed_s[-1] > 1.1 * even.mixed_s[-1]
     assert mended.mixed_s[-1] == pytest.approx(even.mixed_s[-1], rel=0.03)
     assert hot.shared_mixed_s is not None and even.shared_mixed_s is not None
     grown = (hot.mixed_s - even.mixed_s)[-1]

@@ -256,11 +256,9 @@ def take_apart(
     # What a data sheet says of watts bears on the compute rate alone.
     bears = [recipe.bears[int(label)] if what == "covariate" else -1 for what, label in names]
     firm = [[1e6 if b not in (-1, j) else p for b, p in zip(bears, penalty, strict=True)] for j in range(3)]
+    told = [i for i, (what, _) in enumerate(names) if what == "covariate"]
     solution = np.column_stack(
-        [
-            _robust_ridge(design[inside], values[inside, j], weight[inside], firm[j])
-            for j in range(3)
-        ]
+        [_held_back(design[inside], values[inside, j], weight[inside], firm[j], told) for j in range(3)]
     )
     found = dict(zip(names, solution, strict=True))
 
@@ -290,6 +288,20 @@ def _outsiders(parts: Parts, keys: list[str], values: Floats, family_of: Any, co
             rest.append(values[index] - parts.group[pair] - (covariate[index] - parts.centre) @ parts.covariate)
         family[str(name)] = np.median(np.array(rest), axis=0)
     return replace(parts, family=family)
+
+
+def _held_back(design: Floats, value: Floats, weight: Floats, penalty: list[float], told: list[int]) -> Floats:
+    """Robust ridge regression in which no column of ``told`` has a negative slope: more peak a watt, or more bandwidth a unit,
+    never brings a chip nearer to its data sheet. Those that would are left out."""
+    penalty = list(penalty)
+    while True:
+        solution = _robust_ridge(design, value, weight, penalty)
+        wrong = [i for i in told if solution[i] < 0.0 and penalty[i] < 1e6]
+        if not wrong:
+            solution[told] = np.maximum(solution[told], 0.0)
+            return solution
+        for i in wrong:
+            penalty[i] = 1e6
 
 
 def _robust_ridge(design: Floats, value: Floats, weight: Floats, penalty: list[float]) -> Floats:
