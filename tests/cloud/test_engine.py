@@ -103,8 +103,8 @@ def test_unknown_engine() -> None:
 
 def test_schedules() -> None:
     assert schedule(deployment(), 1024, 1024, 64).mixing == "chunked"
-    seldom = schedule(deployment(engine="sglang", part="b200"), 1024, 1024, 64)
-    assert (seldom.mixing, seldom.look_steps) == ("prefill_first", 30.0)
+    alone = schedule(deployment(engine="sglang", part="b200"), 1024, 1024, 64)
+    assert (alone.mixing, alone.look_steps) == ("prefill_first", 1.0)
     ranks = deployment("deepseek-ai/DeepSeek-R1", "b200", 1, "trtllm", attention_dp=8, moe_ep=8)
     assert schedule(ranks, 1024, 1024, 64).wait_steps > 0
 

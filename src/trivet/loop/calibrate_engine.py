@@ -23,7 +23,7 @@ from trivet.loop.serving_rows import Case
 
 Floats = NDArray[np.float64]
 # Where the loss turns from square to linear, log units of TPOT and TTFT: within a campaign, and for its mean.
-WITHIN, BETWEEN = np.array([0.05, 0.15]), np.array([0.12, 0.25])
+WITHIN, BETWEEN = np.array([0.04, 0.15]), np.array([0.09, 0.25])
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,13 +54,14 @@ PRIORS: dict[str, tuple[float, float]] = {
     "floors.attention": (0.8, 0.3), "floors.stream": (0.35, 0.3), "floors.scan": (0.8, 0.2), "floors.all_reduce": (0.55, 0.4),
     "floors.exchange": (1.5, 0.3), "eager_floor_weight": (1.3, 0.5), "graph_s": (1.2e-4, 0.6), "layer_s": (2.5e-6, 0.6),
     "host_decode_s": (8e-4, 0.4), "host_mixed_s": (2.5e-3, 0.5), "host_per_sequence_s": (8e-6, 0.5), "first_token_s": (0.04, 0.5),
-    "frontend_s": (4.7e-4, 0.5), "first_token_steps": (1.0, 0.5),
+    "frontend_s": (4.7e-4, 0.5), "first_token_steps": (1.0, 0.3), "routed_layer_s": (4e-4, 0.5),
+    "latent_layer_s": (1e-3, 0.6),
 }  # fmt: skip
-# Known habits of one engine: SGLang's benchmark scripts look at the queue seldom (see ``engine/scheduling.py``),
-# TensorRT-LLM's stream every tenth token.
+# Habits of one engine: SGLang's scheduler works on every request of a batch in Python, and a request passes three processes;
+# TensorRT-LLM launches attention over latents slowest.
 OWN_PRIORS = {
-    "trtllm": {"first_token_steps": (6.0, 0.5)},
-    "sglang": {"first_token_s": (0.1, 0.3), "first_token_steps": (1.0, 0.3), "host_per_sequence_s": (3e-5, 0.5)},
+    "sglang": {"first_token_s": (0.1, 0.3), "host_per_sequence_s": (3e-5, 0.5)},
+    "trtllm": {"latent_layer_s": (1.5e-3, 0.4)},
 }
 SPECULATIVE = -0.25  # log(measured / predicted TPOT) below which a model with MTP heads is taken to have speculated
 

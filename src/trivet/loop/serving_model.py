@@ -13,6 +13,7 @@ from trivet.cloud.deployment import Deployment, StepTable
 from trivet.cloud.engine import Components, EngineProfile, assemble, compile_components, profile, room, schedule
 from trivet.cloud.serving.steady import Policy, Split, Steady, closed_loop, closed_loop_split
 from trivet.errors import DoesNotFit
+from trivet.loop.serving_launch import launched
 from trivet.loop.serving_rows import Case
 from trivet.model import memory
 
@@ -27,7 +28,7 @@ class Compiler:
     profiles: Mapping[str, EngineProfile] = field(default_factory=dict)
     parts: dict[int, Components] = field(default_factory=dict)
     rooms: dict[Any, tuple[float, str]] = field(default_factory=dict)
-    tables: dict[tuple[int, bool], StepTable] = field(default_factory=dict)
+    tables: dict[tuple[int, float, bool], StepTable] = field(default_factory=dict)
     known: dict[tuple[str, str, str], EngineProfile] = field(default_factory=dict)
     speculation: bool = True  # reckon with speculation that rows do not state
     held: dict[int, tuple[Deployment, int]] = field(default_factory=dict)  # by identity; kept, so that it stays its own
@@ -67,9 +68,12 @@ class Compiler:
                 self.rooms[key] = (np.inf, f"by our count it does not fit, its KV taken as sufficient: {error}")
         return self.rooms[key]
 
-    def table(self, deployment: Deployment) -> StepTable:
+    def table(self, deployment: Deployment, launches: float = 1.0) -> StepTable:
+        """``launches``: the host's time for launches in steps with prompts, over that of the engine."""
         constants = self.constants(deployment)
-        key = (self.number(deployment), constants.overlap)
+        if launches != 1.0:
+            constants = constants.launching(launches)
+        key = (self.number(deployment), constants.routed_layer_s, constants.overlap)
         if key not in self.tables:
             self.tables[key] = assemble(self.components(deployment), constants)
         return self.tables[key]
@@ -127,9 +131,9 @@ def unstated_speculation(case: Case) -> float:
 def _aggregated(case: Case, compiler: Compiler, low: float) -> Steady:
     pool = case.pools[0]
     clients = max(1.0, case.concurrency / pool.workers)
-    table, constants = compiler.table(pool.deployment), compiler.constants(pool.deployment)
+    plan = launched(case, schedule(pool.deployment, case.isl, case.osl, clients))
+    table, constants = compiler.table(pool.deployment, plan.launches), compiler.constants(pool.deployment)
     kv_tokens = compiler.kv_tokens(pool.deployment)[0]
-    plan = schedule(pool.deployment, case.isl, case.osl, clients)
     policy = Policy(
         plan.mixing,
         plan.budget_tokens,
@@ -139,6 +143,8 @@ def _aggregated(case: Case, compiler: Compiler, low: float) -> Steady:
         frontend_s=constants.frontend_s,
         look_steps=plan.look_steps,
         wait_steps=plan.wait_steps,
+        gather_steps=plan.gather_steps,
+        gather_tokens=plan.gather_share * plan.budget_tokens,
         first_token_steps=streaming_steps(case, constants),
     )
     return closed_loop(table, case.isl, case.osl, clients, policy, low=low)
@@ -146,9 +152,9 @@ def _aggregated(case: Case, compiler: Compiler, low: float) -> Steady:
 
 def _split(case: Case, compiler: Compiler, low: float) -> Steady:
     prefill, decode = case.pools
-    tables = [compiler.table(pool.deployment) for pool in case.pools]
+    plan = launched(case, schedule(prefill.deployment, case.isl, case.osl, case.concurrency))
+    tables = [compiler.table(pool.deployment, plan.launches) for pool in case.pools]
     constants = compiler.constants(prefill.deployment)
-    plan = schedule(prefill.deployment, case.isl, case.osl, case.concurrency)
     ranks = decode.deployment.layout.attention_dp
     slots = decode.max_sequences or 2048.0
     kv_tokens = compiler.kv_tokens(decode.deployment)[0]
@@ -163,7 +169,7 @@ def _split(case: Case, compiler: Compiler, low: float) -> Steady:
         kv_tokens * ranks,
         transfer_token_s=_transfer_token_s(prefill.deployment),
         frontend_s=constants.frontend_s,
-        first_token_steps=streaming_steps(case, constants),
+        first_token_steps=plan.stream_steps + streaming_steps(case, constants),
         routing="round_robin" if case.group["engine"] == "trtllm" else "least_loaded",
     )
     return closed_loop_split(tables[0], tables[1], case.isl, case.osl, case.concurrency, split, low=low)

@@ -141,7 +141,7 @@ def architecture_of(name: str) -> Architecture:
 
 def _aggregated(base: Deployment, row: Mapping[str, str], notes: list[str]) -> tuple[Pool, ...]:
     batch, concurrency = _count(row, "batch_size"), _count(row, "concurrency")
-    layout = _layout(base, row, "", notes)
+    layout = _launched_layout(base, row, _layout(base, row, "", notes), notes)
     ratio = round(concurrency / batch) if batch and concurrency else 1
     workers = 1
     if ratio > layout.attention_dp:
@@ -152,6 +152,32 @@ def _aggregated(base: Deployment, row: Mapping[str, str], notes: list[str]) -> t
             workers = max(1, ratio // layout.attention_dp)
             notes.append(f"batch_size is concurrency / {ratio}: taken as {workers} replicas")
     return (Pool(_with(base, layout), workers, batch),)
+
+
+def _launched_layout(base: Deployment, row: Mapping[str, str], layout: Layout, notes: list[str]) -> Layout:
+    """The layout that the benchmark's TensorRT-LLM scripts chose by the load until 2025-11-03, when tables began to hold it:
+    from some concurrency on DeepSeek and gpt-oss ran attention data parallel and expert parallel (``dsr1_*_trt_slurm.sh``)."""
+    model, isl, osl = base.architecture.name.lower(), _count(row, "isl"), _count(row, "osl")
+    many, chips = _count(row, "concurrency"), layout.tp
+    if not ("" < row.get("measured_on", "") < "2025-11-03" and base.settings.engine == "trtllm") or layout.attention_dp > 1:
+        return layout
+    if {isl, osl} - {1024.0, 8192.0} or layout.pp > 1 or chips == 1:
+        return layout
+    if "deepseek" in model:
+        if "fp4" in base.architecture.quantisation.experts:
+            spread = many > (32 if isl > osl or chips == 4 else 8 if isl == osl else 16)
+            ranks = many > 32 if isl > osl else many >= 256
+        else:
+            hopper = base.chip.family == "hopper"
+            spread, ranks = True, many > (32 if (isl > osl if hopper else isl == osl) else 64)
+    elif "gpt-oss" in model and base.chip.name.startswith("b200"):
+        spread = ranks = many >= 256
+    else:
+        return layout
+    if not spread:
+        return layout
+    notes.append(f"experts over {chips} chips{', attention data parallel' if ranks else ''}: as the script of that date chose it")
+    return Layout(tp=1 if ranks else chips, attention_dp=chips if ranks else 1, moe_tp=1, moe_ep=chips)
 
 
 def _disaggregated(base: Deployment, row: Mapping[str, str], notes: list[str]) -> tuple[Pool, ...]:

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trivet.cloud.deployment import StepTable
-from trivet.cloud.serving.steady import Policy, Split, closed_loop, closed_loop_split, lengths, open_loop
+from trivet.cloud.serving.steady import Policy, Split, closed_loop, closed_loop_split, drawn, open_loop
 from trivet.errors import TrivetError
 
 KNOTS = np.array([1.0, 8, 64, 512, 8192, 65536])
@@ -29,7 +29,7 @@ def table(step_s: float = 5e-3, token_s: float = 1e-5, context_s: float = 1e-9, 
 def plain_loop(t: StepTable, isl: float, osl: float, clients: int, waves: int, budget: float) -> tuple[float, float]:
     """Chunked prefill, one decode step at a time, in plain Python: mean TTFT and TPOT."""
     count = max(32, clients * waves)
-    inputs, outputs = lengths(isl, count, 0.8, 0.6180339887498949), lengths(osl, count, 0.8, 0.7548776662466927)
+    inputs, outputs = drawn(isl, osl, count, 0.8)
     now, issued = 0.0, min(clients, count)
     waiting = [(i, 0.0, 0.0) for i in range(issued)]  # request, arrival, done so far
     running: dict[int, list[float]] = {}  # request -> [tokens left, context, first token at]
@@ -86,7 +86,7 @@ def test_compiled_equals_plain_loop(clients: int, isl: int, osl: int, budget: fl
 def test_one_client_waits_for_nobody() -> None:
     t = table(overhead_s=0.02)
     found = closed_loop(t, 1000, 100, 1)
-    prompts = lengths(1000, 32, 0.8, 0.6180339887498949)
+    prompts = drawn(1000, 100, 32, 0.8)[0]
     assert float(found.ttft_s) == pytest.approx(0.02 + np.mean(5e-3 + 1e-5 * prompts), rel=1e-6)
     assert 5e-3 < float(found.tpot_s) < 5.1e-3
 
@@ -124,6 +124,34 @@ def test_looking_seldom_delays_the_first_token() -> None:
     seldom = closed_loop(table(), 500, 500, 16, Policy(look_steps=30.0))
     gap = (float(seldom.ttft_s) - float(often.ttft_s)) / float(seldom.tpot_s)
     assert 8 < gap < 25
+
+
+def test_prompts_wait_until_they_fill_a_step() -> None:
+    """At two clients no prompt finds company, so each waits the whole time; where nothing decodes, none waits."""
+    at_once = closed_loop(table(), 500, 500, 2)
+    waits = closed_loop(table(), 500, 500, 2, Policy(gather_steps=20.0, gather_tokens=4000.0))
+    gap = (float(waits.ttft_s) - float(at_once.ttft_s)) / float(waits.tpot_s)
+    assert 15 < gap < 21
+    enough = closed_loop(table(), 500, 500, 2, Policy(gather_steps=20.0, gather_tokens=300.0))
+    assert float(enough.ttft_s) == pytest.approx(float(at_once.ttft_s), rel=1e-9)
+    alone = closed_loop(table(), 500, 500, 1, Policy(gather_steps=20.0, gather_tokens=4000.0))
+    assert float(alone.ttft_s) == pytest.approx(float(closed_loop(table(), 500, 500, 1).ttft_s), rel=1e-9)
+
+
+def test_ranks_open_every_so_many_steps() -> None:
+    """A prompt whose rank is alone waits for the next opening: half the interval on average."""
+    at_once = closed_loop(table(), 500, 500, 4, Policy(ranks=4))
+    waits = closed_loop(table(), 500, 500, 4, Policy(ranks=4, wait_steps=60.0))
+    gap = (float(waits.ttft_s) - float(at_once.ttft_s)) / float(waits.tpot_s)
+    assert 18 < gap < 40
+
+
+def test_lengths_as_the_client_draws_them() -> None:
+    source = np.random.RandomState(0)
+    inputs, outputs = drawn(1024, 8192, 40, 0.8)
+    assert np.array_equal(inputs, source.randint(819, 1025, 40))
+    assert np.array_equal(outputs, source.randint(6553, 8193, 40))
+    assert set(drawn(1.0, 2.0, 50, 0.8)[0]) == {1.0}
 
 
 def test_open_loop_meets_closed_loop_at_its_rate() -> None:
@@ -173,7 +201,7 @@ def test_agrees_with_the_simulator_of_fleets(clients: int, mixing: str) -> None:
 
     count = 20 * clients + 32
     t = replace(table(), kv_blocks=10**6)
-    inputs, outputs = lengths(1500, count, 0.8, 0.6180339887498949), lengths(200, count, 0.8, 0.7548776662466927)
+    inputs, outputs = drawn(1500, 200, count, 0.8)
     kind = ReplicaKind(
         t,
         EngineSettings(max_num_batched_tokens=2048, max_num_seqs=1024),

@@ -46,6 +46,8 @@ class Components:
     layers: int
     log_sigma: float  # of the operators' times together
     core: str = "attention"  # kind of the attention surfaces: "latent" where the cache holds latents
+    routed_layers: float = 0.0  # layers of experts that one stage runs
+    latent_layers: float = 0.0  # layers of attention over latents
 
 
 def kind_index(operator: Operator) -> int:
@@ -245,4 +247,6 @@ def compile_components(deployment: Deployment) -> Components:
         architecture.num_layers,
         float(np.hypot(a[4], b[4]) / 2**0.5),
         "latent" if any(layer.mixer.kind == "mla" for layer in architecture.layers) else "attention",
+        sum(layer.count for layer in architecture.layers if layer.feed_forward.kind == "moe") / pp,
+        sum(layer.count for layer in architecture.layers if layer.mixer.kind == "mla") / pp,
     )

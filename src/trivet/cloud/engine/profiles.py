@@ -45,14 +45,26 @@ class EngineProfile:
     log_sigma: float
     tpot_sigma: float = 0.0  # log spread of TPOT where a user's own results calibrated the engine; 0: they did not
     ttft_sigma: float = 0.0
+    routed_layer_s: float = 0.0  # the host's time to launch a layer's experts in a step with a prompt
+    latent_layer_s: float = 0.0  # the same of attention over latents
+    slow_until: str = ""  # version before which both took twice as long (from 0.10 on: below, versions are Dynamo's)
     serial_builds: tuple[str, ...] = ()  # (from, until) versions whose host worked between two steps all the same
 
     def build(self, version: str) -> EngineProfile:
         """The constants of ``version``; "" and names that are no number are the newest."""
-        if not self.serial_builds or not version[:1].isdigit():
+        if not version[:1].isdigit():
             return self
+        slow = self.slow_until and _numbers("0.10") <= _numbers(version) < _numbers(self.slow_until)
+        found = self.launching(2.0) if slow else self
+        if not self.serial_builds:
+            return found
         first, until = (_numbers(text) for text in self.serial_builds)
-        return replace(self, overlap=self.overlap and not first <= _numbers(version) < until)
+        return replace(found, overlap=self.overlap and not first <= _numbers(version) < until)
+
+    def launching(self, factor: float) -> EngineProfile:
+        """The same engine whose host takes ``factor`` times as long to launch steps with prompts."""
+        routed, latent = factor * self.routed_layer_s, factor * self.latent_layer_s
+        return replace(self, routed_layer_s=routed, latent_layer_s=latent)
 
     @property
     def prompts_alone(self) -> bool:

@@ -1,7 +1,7 @@
 """What an engine's scheduler allows, by engine: token budget, sequence limits, how prompts share steps.
 
 Sources: vLLM ``EngineArgs`` (V1 defaults by memory of the device), SGLang ``ServerArgs`` (chunk size by memory of the
-device), TensorRT-LLM ``TorchLlmArgs``; where a benchmark is known to set them by the load, the rule it uses.
+device), TensorRT-LLM ``TorchLlmArgs``. What the scripts of a benchmark set beyond these: ``loop/serving_launch.py``.
 """
 
 from __future__ import annotations
@@ -18,25 +18,25 @@ class Schedule:
     mixing: str
     budget_tokens: float
     max_sequences: float
-    look_steps: float = 1.0  # steps between two looks at the queue of new requests
+    look_steps: float = 1.0  # decode steps between two looks at the queue of new requests
     wait_steps: float = 0.0  # steps that a prompt may wait for the other ranks to have one too
+    gather_steps: float = 0.0  # steps that prompts may wait until they fill a share of the token budget
+    gather_share: float = 0.0
+    launches: float = 1.0  # the host's launches in steps with prompts, over those of the engine; 0: from captured graphs
+    stream_steps: float = 0.0  # decode steps until a worker of a decode pool streams its first token
 
 
 def schedule(deployment: Deployment, isl: float, osl: float, concurrency: float) -> Schedule:
-    """The scheduler as a benchmark of ``concurrency`` clients with ``isl`` / ``osl`` tokens starts it.
+    """The scheduler as ``concurrency`` clients with ``isl`` / ``osl`` tokens meet it where nothing else is said.
 
-    vLLM: 8,192 tokens on chips of 70 GB and more. SGLang: chunks of 8,192, on large chips 16,384; looks at its queue every
-    10 steps, on large chips every 30 from 16 clients on (``scheduler-recv-interval``). TensorRT-LLM: a prompt at a time
-    (``max_num_tokens`` is sized to the load), and with attention-DP a prompt waits up to 60 steps for the other ranks.
+    vLLM: 8,192 tokens on chips of 70 GB and more. SGLang: chunks of 8,192, on large chips 16,384. TensorRT-LLM: a prompt at
+    a time (``max_num_tokens`` is sized to the load), and with attention-DP a prompt waits up to 60 steps for the other ranks.
     """
     settings, ranks = deployment.settings, deployment.layout.attention_dp
     large = (deployment.chip.get("memory_bytes") or 0.0) > 170e9
     if settings.engine == "vllm":
         return Schedule("chunked", 8192.0, 1024.0)
     if settings.engine == "sglang":
-        return Schedule(
-            "prefill_first", 16384.0 if large else 8192.0, 1024.0, 30.0 if large and concurrency >= 16 else 10.0
-        )
-    return Schedule(
-        "whole_prompt", max(isl + osl + 200.0, 1024.0) + concurrency / ranks, 2048.0, 1.0, 60.0 if ranks > 1 else 0.0
-    )
+        return Schedule("prefill_first", 16384.0 if large else 8192.0, 1024.0)
+    budget = max(isl + osl + 200.0, 1024.0) + concurrency / ranks
+    return Schedule("whole_prompt", budget, 2048.0, wait_steps=60.0 if ranks > 1 else 0.0)

@@ -88,7 +88,7 @@ def pop(heap, size):
 def replay(
     tokens, mixed_s, sequences, graph_s, context, decode_s, chunk, past, prefill_s, host, overlap,
     policy, budget, max_sequences, kv_tokens, ranks, tokens_a_step, decode_tokens, look_steps, wait_steps,
-    inputs, outputs, arrivals, clients, client_s, gap_s, ttft, tpot, finished,
+    gather_steps, gather_tokens, inputs, outputs, arrivals, clients, client_s, gap_s, ttft, tpot, finished,
 ):  # fmt: skip
     """Serve ``len(inputs)`` requests; fills ``ttft``, ``tpot`` (seconds) and ``finished`` (clock) per request.
 
@@ -96,8 +96,9 @@ def replay(
     (``arrivals`` is then written); the first burst passes the front end one request each ``gap_s``. Open otherwise, at
     ``arrivals``. ``host``: decode, mixed, per sequence seconds.
     Sequence, token and KV limits are those of the whole deployment of ``ranks`` attention-DP ranks; the slowest rank
-    sets the step. New requests are looked at every ``look_steps`` steps; a prompt waits up to ``wait_steps`` for every rank
-    to have one. Returns the clock at the end.
+    sets the step. New requests are looked at every ``look_steps`` decode steps, and after a step of prompts alone. Every
+    ``wait_steps`` steps prompts enter though not every rank has one; without, they wait for that. Prompts wait up to
+    ``gather_steps`` steps until they and the running sequences make ``gather_tokens``. Returns the clock at the end.
     """
     total = len(inputs)
     heap = np.empty(total + 1)  # finishing step count x 2^20 + request
@@ -129,7 +130,20 @@ def replay(
             while seen < tail and arrivals[waiting[seen]] <= t:
                 seen += 1
             next_look = turn + look_steps
-        hold = wait_steps > 0 and running > 0 and seen - head < ranks and held < wait_steps
+        limit = 0.0  # steps that prompts are held back at most, from the start of the wait
+        if running > 0 and wait_steps > 0 and seen - head < ranks:
+            limit = wait_steps  # counts whether a prompt waits or not
+        elif running > 0 and gather_steps > 0 and head < seen:
+            gathered = running * decode_tokens
+            for i in range(head, seen):
+                gathered += inputs[waiting[i]]
+                if gathered >= gather_tokens:
+                    break
+            if gathered < gather_tokens:
+                limit = gather_steps
+        hold = held < limit
+        if not hold:
+            held = 0.0
         # --- which prompts enter this step
         left = budget * ranks - (running * decode_tokens if policy != PREFILL_FIRST else 0.0)
         prompt_tokens, attention, prompts, ended, largest = 0.0, 0.0, 0, 0, 0.0
@@ -184,10 +198,11 @@ def replay(
                 r = waiting[seen]
                 if reserved + inputs[r] + outputs[r] <= kv_tokens:
                     n = min(n, max(np.ceil((arrivals[r] - t) / step), next_look - turn))
-            if hold:
-                n = min(n, wait_steps - held)
-                held += n
+            if limit > 0:
+                n = min(n, limit - held)
             n = max(n, 1.0)
+            if limit > 0:
+                held += n
             turn += n
             t += n * step
             steps += n
@@ -195,6 +210,8 @@ def replay(
         else:
             held = 0.0
             turn += 1.0
+            if policy == PREFILL_FIRST:
+                next_look = turn
             share = np.ceil(prompts / ranks) / prompts if ranks > 1 else 1.0
             prompt_rank = max(prompt_tokens * share, largest) if ranks > 1 else prompt_tokens
             with_decode = policy != PREFILL_FIRST and running > 0

@@ -46,6 +46,8 @@ class Policy:
     frontend_s: float = 0.0  # front end's serial time per request of a burst
     look_steps: float = 1.0  # steps between two looks at the queue of new requests
     wait_steps: float = 0.0  # steps that a prompt may wait until every rank has one
+    gather_steps: float = 0.0  # steps that prompts may wait until there are gather_tokens of them and of running sequences
+    gather_tokens: float = 0.0
     first_token_steps: float = 0.0  # decode steps until the first token is streamed out (interval of streaming)
 
 
@@ -72,6 +74,18 @@ def _spread(count: int, low: float, step: float) -> Floats:
     spread: Floats = low + (1.0 - low) * ((0.5 + step * np.arange(count, dtype=np.float64)) % 1.0)
     spread.flags.writeable = False
     return spread
+
+
+@lru_cache(maxsize=128)
+def drawn(isl: float, osl: float, count: int, low: float) -> tuple[Floats, Floats]:
+    """``count`` prompt and answer lengths as ``benchmark_serving.py`` draws them (its seed, 0, and its order), read only."""
+    source = np.random.RandomState(0)
+    pair = []
+    for nominal in (isl, osl):
+        least = max(1, int(nominal * low))
+        pair.append(source.randint(least, max(least, round(nominal)) + 1, size=count).astype(np.float64))
+        pair[-1].flags.writeable = False
+    return pair[0], pair[1]
 
 
 def closed_loop(
@@ -192,7 +206,7 @@ def _closed_split(
     from trivet.cloud.serving._loop_split import replay_split
 
     clients, count, weights = _plan(concurrency, waves)
-    inputs, outputs = lengths(isl, count, low, _GOLDEN), lengths(osl, count, low, _PLASTIC)
+    inputs, outputs = drawn(isl, osl, count, low)
     ttft, tpot, finished = (np.zeros(count) for _ in range(3))
     overhead = prefill.first_token_overhead_s
     hosts = [np.array([t.host_decode_s, t.host_mixed_s, t.host_per_sequence_s]) for t in (prefill, decode)]
@@ -226,9 +240,7 @@ def _closed(
     table: StepTable, policy: Policy, isl: float, osl: float, concurrency: float, waves: float, low: float
 ) -> tuple[float, ...]:
     clients, count, weights = _plan(concurrency, waves)
-    run = _run(
-        table, policy, lengths(isl, count, low, _GOLDEN), lengths(osl, count, low, _PLASTIC), np.zeros(count), clients
-    )
+    run = _run(table, policy, *drawn(isl, osl, count, low), np.zeros(count), clients)
     return _summary(run, weights, count)
 
 
@@ -245,7 +257,7 @@ def _run(
         table.past, table.prefill_attention_s, host, table.overlap, MIXING[policy.mixing], float(policy.budget_tokens),
         float(policy.max_sequences * policy.ranks), float(policy.kv_tokens * policy.ranks), float(policy.ranks),
         float(policy.tokens_a_step), float(policy.decode_tokens), float(policy.look_steps), float(policy.wait_steps),
-        inputs, outputs, arrivals, clients,
+        float(policy.gather_steps), float(policy.gather_tokens), inputs, outputs, arrivals, clients,
         float(table.first_token_overhead_s), float(policy.frontend_s), ttft, tpot, finished,
     )  # fmt: skip
     return ttft + table.first_token_overhead_s + policy.first_token_steps * tpot, tpot, finished, outputs

@@ -1,0 +1,90 @@
+"""How the public InferenceX benchmark starts engines: settings that its rows do not hold and that shape the first token.
+
+From its launch scripts (``benchmarks/*.sh`` at the date of a row) and the recipes of its disaggregated runs (``srt-slurm``).
+What an engine does with a setting is from its source: SGLang's ``SchedulerRecvSkipper`` counts a decode step as one and a
+prompt step as enough, its ``stream_output`` streams tokens 1, 1 + k, 1 + 2k, ...; TensorRT-LLM's ``_waiting_requests`` holds
+prompts back until they fill a share of ``max_num_tokens``, its ``_balance_adp_requests`` until every rank has one.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+from trivet.cloud.engine.scheduling import Schedule
+from trivet.loop.serving_rows import Case
+
+LENGTHS = (1024.0, 8192.0)  # prompts and answers of the benchmark; dated rows of other lengths come from other clients
+
+
+def launched(case: Case, plan: Schedule) -> Schedule:
+    """``plan`` with what the benchmark's script sets for this case; ``plan`` itself where the row is not from it."""
+    if not case.measured_on or case.isl not in LENGTHS or case.osl not in LENGTHS:
+        return plan
+    return {"vllm": _vllm, "sglang": _sglang, "trtllm": _trtllm}[case.group["engine"]](case, plan)
+
+
+def _vllm(case: Case, plan: Schedule) -> Schedule:
+    """Default budgets, but two prompts on B200 since April 2026."""
+    twice = case.group["chip"].startswith("b200") and case.measured_on >= "2026-04-03"
+    return replace(plan, budget_tokens=2.0 * case.isl) if twice else plan
+
+
+def _sglang(case: Case, plan: Schedule) -> Schedule:
+    """Chunks of 16,384 or (block-scaled FP8) 32,768; a look every 10 decode steps on Blackwell, every 30 from 16 clients on."""
+    if len(case.pools) > 1:
+        return replace(plan, stream_steps=_streamed_every(case))
+    eight_bit = case.group["precision"].startswith("fp8")
+    ranks = case.pools[0].deployment.layout.attention_dp
+    blackwell = case.group["family"] == "blackwell"
+    seldom = 1.0 if not blackwell or ranks > 1 else 30.0 if case.concurrency >= 16 else 10.0
+    return replace(plan, budget_tokens=32768.0 if eight_bit else 16384.0, look_steps=seldom)
+
+
+def _streamed_every(case: Case) -> float:
+    """The decode workers' ``stream-interval``: the prefill pool's token is their first, so theirs comes an interval later."""
+    if case.group["chip"].startswith("h100"):
+        return 1.0
+    ranks = case.pools[-1].deployment.layout.attention_dp
+    return 50.0 if ranks > 1 and case.group["family"] == "blackwell" else 10.0
+
+
+def _trtllm(case: Case, plan: Schedule) -> Schedule:
+    """``max_num_tokens`` and the waits of prompts, by the model and the date of its script."""
+    if not case.group["version"][:1].isdigit() and case.measured_on < "2026-01-22":
+        plan = replace(plan, launches=2.0)  # builds before 1.2
+    if len(case.pools) > 1:
+        return plan
+    model, layout = case.group["model"].lower(), case.pools[0].deployment.layout
+    even = case.isl == case.osl == 1024.0
+    fitted = math.ceil((case.concurrency + case.isl + 64.0) / 64.0) * 64.0
+    balance = 60.0 if layout.attention_dp > 1 else 0.0
+    if "deepseek" in model:
+        budget = max(fitted, 8192.0) if case.measured_on >= "2026-01-22" else fitted
+        return _deepseek(case, replace(plan, budget_tokens=budget, wait_steps=balance), even)
+    if "llama" in model:
+        plan = replace(plan, budget_tokens=16384.0)
+        return replace(plan, gather_steps=20.0, gather_share=0.9) if even and layout.tp < 8 else plan
+    if "qwen3.5" in model:
+        budget = 32768.0 if case.isl == 8192.0 else 16384.0
+        if balance:
+            return replace(plan, budget_tokens=budget, wait_steps=500.0)
+        return replace(plan, budget_tokens=budget, gather_steps=50.0, gather_share=0.45)
+    budget = 20000.0 if "gpt-oss" in model else 16384.0
+    return replace(plan, budget_tokens=budget, wait_steps=50.0 if balance else 0.0)
+
+
+def _deepseek(case: Case, plan: Schedule, even: bool) -> Schedule:
+    """Since the end of January 2026 its B200 scripts capture steps with prompts, FP8 at high load also gathers prompts."""
+    if not case.group["chip"].startswith("b200"):
+        return plan
+    layout = case.pools[0].deployment.layout
+    if case.group["precision"].startswith("fp8"):
+        many = case.concurrency >= (128.0 if case.osl > case.isl else 64.0)
+        if case.measured_on < "2026-01-29" or not many:
+            return plan
+        plan = replace(plan, launches=0.0) if layout.attention_dp == 1 or case.osl <= case.isl else plan
+        return replace(plan, gather_steps=40.0, gather_share=0.8) if even else plan
+    chips = layout.tp * layout.attention_dp
+    captured = case.measured_on >= "2026-02-03" and even and chips == 8 and layout.moe_ep == 8
+    return replace(plan, launches=0.0) if captured else plan

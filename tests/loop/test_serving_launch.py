@@ -1,0 +1,68 @@
+"""Settings of the benchmark's launch scripts, by engine, model, date and load."""
+
+from __future__ import annotations
+
+import pytest
+
+from trivet.cloud.engine import schedule
+from trivet.cloud.engine.scheduling import Schedule
+from trivet.loop.serving_launch import launched
+from trivet.loop.serving_rows import Case, understand
+
+ROW = {
+    "chip": "b200_sxm", "engine": "trtllm", "model": "meta-llama/Llama-3.1-70B", "weights": "fp8", "mode": "agg", "isl": "1024",
+    "osl": "1024", "concurrency": "16", "batch_size": "16", "tp": "4", "measured_on": "2025-10-29",
+}  # fmt: skip
+
+
+def case(**changes: str) -> Case:
+    found = understand({**ROW, **changes})
+    assert isinstance(found, Case)
+    return found
+
+
+def plan(**changes: str) -> Schedule:
+    found = case(**changes)
+    return launched(found, schedule(found.pools[0].deployment, found.isl, found.osl, found.concurrency))
+
+
+def test_prompts_gather_in_one_script_only() -> None:
+    assert (plan().gather_steps, plan().gather_share, plan().budget_tokens) == (20.0, 0.9, 16384.0)
+    assert plan(tp="8").gather_steps == 0.0
+    assert plan(osl="8192").gather_steps == 0.0
+
+
+def test_rows_of_other_clients_keep_defaults() -> None:
+    for changes in ({"measured_on": ""}, {"isl": "4000"}):
+        found = case(**changes)
+        default = schedule(found.pools[0].deployment, found.isl, found.osl, found.concurrency)
+        assert launched(found, default) == default
+
+
+@pytest.mark.parametrize(
+    ("chip", "many", "steps"), [("b200_sxm", "8", 10.0), ("b200_sxm", "16", 30.0), ("h200_sxm", "16", 1.0)]
+)
+def test_sglang_looks_seldom_on_blackwell(chip: str, many: str, steps: float) -> None:
+    model = {
+        "engine": "sglang",
+        "model": "deepseek-ai/DeepSeek-R1",
+        "tp": "8",
+        "weights": "fp8_block",
+        "moe_weights": "fp8_block",
+    }
+    found = plan(chip=chip, concurrency=many, batch_size=many, measured_on="2026-03-25", **model)
+    assert (found.look_steps, found.budget_tokens) == (steps, 32768.0)
+
+
+def test_scripts_chose_attention_data_parallel_by_the_load() -> None:
+    model = {
+        "chip": "h200_sxm",
+        "model": "deepseek-ai/DeepSeek-V3",
+        "tp": "8",
+        "weights": "fp8_block",
+        "moe_weights": "fp8_block",
+    }
+    for many, date, ranks in (("32", "2025-11-02", 1), ("64", "2025-11-02", 8), ("64", "2025-12-15", 1)):
+        found = case(isl="8192", concurrency=many, batch_size=many, measured_on=date, **model)
+        assert found.pools[0].deployment.layout.attention_dp == ranks
+        assert found.pools[0].deployment.layout.moe_ep == (8 if date < "2025-11-03" else 1)
