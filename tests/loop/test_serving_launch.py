@@ -66,3 +66,15 @@ def test_scripts_chose_attention_data_parallel_by_the_load() -> None:
         found = case(isl="8192", concurrency=many, batch_size=many, measured_on=date, **model)
         assert found.pools[0].deployment.layout.attention_dp == ranks
         assert found.pools[0].deployment.layout.moe_ep == (8 if date < "2025-11-03" else 1)
+
+
+@pytest.mark.parametrize(("engine", "weights", "ranks", "steps"), [
+    ("trtllm", "fp8_block", "1", 20.0), ("trtllm", "nvfp4", "1", 0.0),
+    ("sglang", "nvfp4", "1", 10.0), ("sglang", "nvfp4", "8", 50.0),
+])  # fmt: skip
+def test_decode_pools_stream_late(engine: str, weights: str, ranks: str, steps: float) -> None:
+    tp = str(8 // int(ranks))
+    pools = {"prefill_workers": "1", "prefill_tp": "8", "prefill_moe_ep": "8", "decode_workers": "1", "decode_tp": tp,
+             "decode_attention_dp": ranks, "decode_moe_ep": "8", "mode": "disagg", "isl": "8192", "tp": ""}  # fmt: skip
+    found = plan(engine=engine, model="deepseek-ai/DeepSeek-V3", weights=weights, measured_on="2026-02-12", **pools)
+    assert found.stream_steps == steps

@@ -159,7 +159,10 @@ def _launched_layout(base: Deployment, row: Mapping[str, str], layout: Layout, n
     from some concurrency on DeepSeek and gpt-oss ran attention data parallel and expert parallel (``dsr1_*_trt_slurm.sh``)."""
     model, isl, osl = base.architecture.name.lower(), _count(row, "isl"), _count(row, "osl")
     many, chips = _count(row, "concurrency"), layout.tp
-    if not ("" < row.get("measured_on", "") < "2025-11-03" and base.settings.engine == "trtllm") or layout.attention_dp > 1:
+    if (
+        not ("" < row.get("measured_on", "") < "2025-11-03" and base.settings.engine == "trtllm")
+        or layout.attention_dp > 1
+    ):
         return layout
     if {isl, osl} - {1024.0, 8192.0} or layout.pp > 1 or chips == 1:
         return layout
@@ -176,7 +179,9 @@ def _launched_layout(base: Deployment, row: Mapping[str, str], layout: Layout, n
         return layout
     if not spread:
         return layout
-    notes.append(f"experts over {chips} chips{', attention data parallel' if ranks else ''}: as the script of that date chose it")
+    notes.append(
+        f"experts over {chips} chips{', attention data parallel' if ranks else ''}: as the script of that date chose it"
+    )
     return Layout(tp=1 if ranks else chips, attention_dp=chips if ranks else 1, moe_tp=1, moe_ep=chips)
 
 

@@ -22,7 +22,7 @@ class Schedule:
     wait_steps: float = 0.0  # steps that a prompt may wait for the other ranks to have one too
     gather_steps: float = 0.0  # steps that prompts may wait until they fill a share of the token budget
     gather_share: float = 0.0
-    launches: float = 1.0  # the host's launches in steps with prompts, over those of the engine; 0: from captured graphs
+    launches: float = 1.0  # of steps with prompts by the host, over the engine's usual; 0: captured graphs
     stream_steps: float = 0.0  # decode steps until a worker of a decode pool streams its first token
 
 

@@ -46,7 +46,7 @@ class Policy:
     frontend_s: float = 0.0  # front end's serial time per request of a burst
     look_steps: float = 1.0  # steps between two looks at the queue of new requests
     wait_steps: float = 0.0  # steps that a prompt may wait until every rank has one
-    gather_steps: float = 0.0  # steps that prompts may wait until there are gather_tokens of them and of running sequences
+    gather_steps: float = 0.0  # steps that prompts may wait until they and the running make gather_tokens
     gather_tokens: float = 0.0
     first_token_steps: float = 0.0  # decode steps until the first token is streamed out (interval of streaming)
 
