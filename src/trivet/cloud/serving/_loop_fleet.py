@@ -416,11 +416,13 @@ def step_together(group: Any, state: Any, first: int, tables: Any, cache: Any) -
 
 
 @jit
-def step_of(group: Any, state: Any, replica: int, tables: Any, cache: Any) -> None:
-    if group is None:
-        step(state, replica, tables, cache)
+def step_of(group: Any, alone: Any, state: Any, replica: int, tables: Any, cache: Any) -> None:
+    # A branch is dropped before it is compiled only where what it asks for is None; so each form has a None of its own.
+    if alone is None:
+        if group is not None:
+            step_together(group, state, replica, tables, cache)
     else:
-        step_together(group, state, replica, tables, cache)
+        step(state, replica, tables, cache)
 
 
 @entry
@@ -476,4 +478,4 @@ def advance(state: Any, arrivals: Any, tables: Any, cache: Any, faults: Any, fin
         else:
             run[G_STEP_TOP] = replica if run[G_STEP_TIME] != time else max(run[G_STEP_TOP], replica)
             run[G_STEP_TIME] = time
-            step_of(state.group, state, replica, tables, cache)
+            step_of(state.group, state.alone, state, replica, tables, cache)

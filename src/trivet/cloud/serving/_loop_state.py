@@ -120,6 +120,7 @@ class State(NamedTuple):
     images: Any = None  # see ``_loop_images``; None = a run without any
     links: Any = None  # outages of links: see ``_loop_links``; None = a run without any
     group: Any = None  # ranks in lock-step: see ``_loop_group``; None = every replica steps alone
+    alone: Any = 1  # None where there are groups
 
 
 class Arrivals(NamedTuple):

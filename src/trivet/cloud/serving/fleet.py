@@ -234,7 +234,7 @@ class FleetRun:
         self.state = k.new_state(fleet.replicas, max(max_seqs), block, slots=0, out=0, sessions=sessions)
         _rows(fleet, self.state.replicas)
         if fleet.lock_step:
-            self.state = self.state._replace(group=groups_of(fleet, self.tables))
+            self.state = self.state._replace(group=groups_of(fleet, self.tables), alone=None)
         if fleet.link_outages:
             self.state = self.state._replace(links=link_rates(fleet.link_outages, fleet.replicas))
         if adapters:
