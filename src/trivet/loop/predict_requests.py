@@ -164,9 +164,9 @@ def deployment_of(meta: Mapping[str, Any], chip_name: str, traffic: Traffic) -> 
 # A log is of one engine on its own chip, mostly a small one. The weights of the engine's profile tell how kernels in service
 # differ from the same kernels alone (sequences of unequal length make attention slower, products share the power limit
 # with reads and run faster), but they come from whole campaigns on large deployments, which add and leave out things of
-# their own: two thirds of them, in the logarithm, are taken over. Passes over memory and launch floors are taken as
+# their own: three fifths of them, in the logarithm, are taken over. Passes over memory and launch floors are taken as
 # measured; what lies between the kernels (a captured graph's launch, a layer, the host) is a number of one vLLM process.
-_CARRIED = 2.0 / 3.0
+_CARRIED = 0.6
 _BETWEEN = {
     "graph_s": 1.26e-4,
     "layer_s": 3.29e-6,
