@@ -115,5 +115,5 @@ def test_impossible_slots_are_refused(slots: int, host: int) -> None:
 
 
 def test_adapters_without_slots_are_refused() -> None:
-    with pytest.raises(TrivetError, match="engine.max_loras"):
+    with pytest.raises(TrivetError, match=r"engine\.max_loras"):
         simulate(traffic([0.0], 10, 10, adapter=np.array([0])), fleet(replicas()))
