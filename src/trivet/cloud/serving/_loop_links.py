@@ -28,6 +28,8 @@ def arrival_ps(links: Any, replica: int, start: int, took: int) -> int:
     """
     if links is None:
         return start + took
+    if took == 0:  # nothing travels
+        return start
     row, last = links.offsets[replica], links.offsets[replica + 1]
     rate = WHOLE
     while row < last and links.time[row] <= start:
