@@ -28,7 +28,8 @@ def simulate(
         list[str], typer.Option("--set", help="Change a field: traffic.rate_scale=2, engine.kv_scale=0.5.")
     ] = [],  # noqa: B006
     fail: Annotated[
-        list[str], typer.Option("--fail", help="Take something down: rack:600s, server#1:5m@1h, replica:60s.")
+        list[str],
+        typer.Option("--fail", help="Take something down: rack:600s, server#1:5m@1h, replica:60s, link#0:5s@40s."),
     ] = [],  # noqa: B006
     sweep: Annotated[
         list[str], typer.Option("--sweep", help="Try values: traffic.rate_scale=1,2,4; more options, all combinations.")

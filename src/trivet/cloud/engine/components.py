@@ -70,7 +70,12 @@ _OTHER_EXPERTS = {"fp8": ("fp8_block", "int8_wo"), "mxfp4": ("nvfp4", "int4_wo")
 _UNITS = {"fp8_block": "fp8", "nvfp4": "fp4"}
 
 
-class _Clock:
+def _faster(found: Any, rival: Any) -> Any:
+    """``found`` with the lesser of the two times, batch by batch."""
+    return replace(found, value_s=np.minimum(np.asarray(found.value_s, float), np.asarray(rival.value_s, float)))
+
+
+class Clock:
     """Times operators for one deployment and sums them by kind."""
 
     def __init__(self, deployment: Deployment):
@@ -99,11 +104,9 @@ class _Clock:
             return collectives.time(operator, self.levels[group], self.deployment.chip, self.library)
         found = timing.time(operator, self.deployment.chip, self.kernels(operator))
         if isinstance(operator, GroupedGemm) and self.deep_gemm(operator):
-            rival = timing.time(operator, self.deployment.chip, "trtllm")
-            best = np.minimum(np.asarray(found.value_s, float), np.asarray(rival.value_s, float))
-            found = replace(found, value_s=best)
+            found = _faster(found, timing.time(operator, self.deployment.chip, "trtllm"))
         if isinstance(operator, GroupedGemm) and operator.dtype in _OTHER_EXPERTS:
-            found = self.faster(operator, found)
+            found = _faster(found, self.stand_in(operator))
         return found
 
     def kernels(self, operator: Operator) -> str:
@@ -118,14 +121,12 @@ class _Clock:
         spread over attention-data-parallel ranks."""
         return self.library == "sglang" and operator.dtype == "fp8_block" and self.deployment.layout.attention_dp > 1
 
-    def faster(self, operator: GroupedGemm, found: Any) -> Any:
-        """The faster of an expert kernel and its stand-in of the same width, batch by batch: the measured kernels of these
-        formats are in part untuned ones that an engine passes over."""
+    def stand_in(self, operator: GroupedGemm) -> Any:
+        """An expert kernel's time in another format of the same width: the measured kernels of some formats are in part untuned
+        ones that an engine passes over."""
         native, weight_only = _OTHER_EXPERTS[operator.dtype]
         other = replace(operator, dtype=native if self.deployment.chip.supports(_UNITS[native]) else weight_only)
-        rival = timing.time(other, self.deployment.chip, self.library)
-        best = np.minimum(np.asarray(found.value_s, float), np.asarray(rival.value_s, float))
-        return replace(found, value_s=best)
+        return timing.time(other, self.deployment.chip, self.library)
 
     def sums(self, found: tuple[Operator, ...], rows: int, columns: int) -> tuple[Floats, Floats, Floats, float, float]:
         """(busy by kind [K, rows], floors by kind [K], context part [rows, columns], launches, log sigma at the middle)."""
@@ -228,7 +229,7 @@ def compile_components(deployment: Deployment) -> Components:
     architecture, settings = deployment.architecture, deployment.settings
     layout: Layout = deployment.layout
     names = {"weight_dtype": settings.weight_dtype, "moe_dtype": settings.moe_dtype, "kv_dtype": settings.kv_dtype}
-    clock = _Clock(deployment)
+    clock = Clock(deployment)
     pp = float(layout.pp)
     decode = Batch(
         decode_sequences=np.maximum(SEQUENCES[:, None] / pp, 1.0),

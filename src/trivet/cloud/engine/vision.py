@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trivet.cloud.deployment import Deployment
-from trivet.cloud.engine.components import KINDS, _Clock, kind_index
+from trivet.cloud.engine.components import KINDS, Clock, kind_index
 from trivet.cloud.engine.profiles import profile
 from trivet.model.vision import tower_of, tower_operators
 
@@ -41,7 +41,7 @@ def encode_table(deployment: Deployment) -> EncodeTable:
     """
     tower = tower_of(deployment.architecture)
     constants = profile(deployment.settings.engine, deployment.settings.version, deployment.chip.name)
-    clock = _Clock(deployment)
+    clock = Clock(deployment)
     total = np.zeros(IMAGE_TOKENS.size)
     for operator in tower_operators(tower, IMAGE_TOKENS, tp=deployment.layout.tp):
         kind = KINDS[kind_index(operator)]
