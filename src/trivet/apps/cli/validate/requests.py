@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -31,6 +30,7 @@ def requests(
     as_json: Annotated[bool, typer.Option("--json", help="Print summary.json instead of tables.")] = False,
 ) -> None:
     """Mean and p99 TTFT, mean TPOT, mean latency, throughput: error of each."""
+    from trivet.apps.cli.output import deliver
     from trivet.loop import predict_requests as loop
 
     if len(chip) != len(logs):
@@ -49,15 +49,10 @@ def requests(
         answers.append(
             {"log": path.name, "chip": name, "requests": len(read.ids), "figures": rows, "notes": list(notes)}
         )
-    content = json.dumps({"logs": answers}, indent=1, allow_nan=False) + "\n"
-    if out is not None:
-        from trivet.interop.results import result_folder
+    deliver({"logs": answers}, out, as_json, lambda _: _show(answers))
 
-        with result_folder(out) as folder:
-            (folder / "summary.json").write_text(content, encoding="utf-8")
-    if as_json:
-        typer.echo(content, nl=False)
-        return
+
+def _show(answers: list[dict[str, Any]]) -> None:
     from trivet.report.tables import print_table
 
     for answer in answers:
