@@ -22,7 +22,6 @@ from trivet.model.config import read as read_model
 
 RMB_PER_USD = 7.2
 CAPITAL_RMB = 380e9
-YEARS = 3.0
 AI_SHARE = Estimate(0.6, {"share of the capital spent on AI servers": 0.25})  # assumed: no breakdown is published
 UTILISATION = Estimate(0.5, {"mean use of the fleet": 0.3})  # assumed
 
