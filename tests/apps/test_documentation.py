@@ -40,7 +40,9 @@ def typed() -> list[tuple[str, str]]:
 def mentioned() -> list[tuple[str, str]]:
     """Commands named in running text, perhaps with placeholders."""
     return [
-        (page.name, text.replace("\n", " ")) for page in PAGES for text in re.findall(r"`trivet ([^`]+)`", page.read_text())
+        (page.name, text.replace("\n", " "))
+        for page in PAGES
+        for text in re.findall(r"`trivet ([^`]+)`", page.read_text())
     ]
 
 
@@ -73,7 +75,9 @@ def test_what_is_to_be_typed_parses(where: str, text: str) -> None:
 def test_what_is_mentioned_exists(where: str, text: str) -> None:
     command, words = command_of(text.split())
     options = {name for option in command.params for name in (*option.opts, *option.secondary_opts)} | {"--help"}
-    unknown = [w for w in (word.strip("[]").partition("=")[0] for word in words) if w.startswith("-") and w not in options]
+    unknown = [
+        w for w in (word.strip("[]").partition("=")[0] for word in words) if w.startswith("-") and w not in options
+    ]
     assert not unknown
 
 

@@ -21,18 +21,15 @@ def claims(
     as_json: Annotated[bool, typer.Option("--json", help="Print summary.json instead of a table.")] = False,
 ) -> None:
     """Each claim of the article that can be checked: how, the verdict with its probability, what would change it."""
-    from trivet.apps.cli.output import deliver
+    from trivet.apps.cli.output import deliver, write_file
     from trivet.apps.cli.screen import progress
     from trivet.interop.clients import read_clients
-    from trivet.interop.results import result_file
     from trivet.loop.claim import Bench
     from trivet.loop.claims import compute
     from trivet.report import claims_report as report
 
     with progress(enabled=not as_json) as show:
         found = [claim.to_dict() for claim in compute(Bench(seed, read_clients, show), only or ())]
-    if markdown is not None:
-        with result_file(markdown) as path:
-            path.write_text(report.markdown(found))
+    write_file(markdown, report.markdown(found) if markdown else "")
     pages = {"claims.md": lambda: report.markdown(found), "report.html": lambda: report.html(found)}
     deliver({"claims": found}, out, as_json, lambda _: report.terminal(found), pages)

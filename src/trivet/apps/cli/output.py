@@ -1,4 +1,4 @@
-"""The end of a command: its summary and pages in a folder, whole or not at all, then JSON or a table on the screen."""
+"""The end of a command: its files, whole or not at all, then JSON or a table on the screen."""
 
 from __future__ import annotations
 
@@ -40,3 +40,20 @@ def deliver(
         sys.stdout.write(text)
     else:
         show(str(out) if out else "")
+
+
+def write_file(out: Path | None, text: str) -> None:
+    """Write the file of ``-o``, whole or not at all; without one nothing."""
+    if out is not None:
+        from trivet.interop.results import result_file
+
+        with result_file(out) as place:
+            place.write_text(text, encoding="utf-8")
+
+
+def tell(outcome: Mapping[str, Any], out: Path | None, as_json: bool, show: Callable[[], None]) -> None:
+    """Print what a command found and where it wrote it: one line of JSON, or what ``show`` prints."""
+    if as_json:
+        sys.stdout.write(json.dumps({**outcome, "out": str(out or "")}) + "\n")
+    else:
+        show()
