@@ -222,20 +222,8 @@ STYLES: dict[str, Style] = {
     "cwm": Style(),
     "jais2": Style("attention_bias", "attention_bias", "mlp_bias", gated=False, norm="layer"),
     "hyperclovax": _LLAMA,
-    "xglm": Style(
-        True, True, True, gated=False, norm="layer", intermediate="ffn_dim", kv_heads=-1, head_dim_from_hidden=True
-    ),
-    "biogpt": Style(
-        True,
-        True,
-        True,
-        gated=False,
-        norm="layer",
-        positions="max_position_embeddings",
-        position_offset=2,
-        kv_heads=-1,
-        head_dim_from_hidden=True,
-    ),
+    "xglm": replace(_GPT, positions="", intermediate="ffn_dim", intermediate_times=0),
+    "biogpt": replace(_GPT, position_offset=2, intermediate_times=0),
     "internlm3": Style("qkv_bias", "bias", "bias"),
     "iquestcoder": _LLAMA,
     "nanochat": Style("attention_bias", "attention_bias", gated=False, norm="none"),
