@@ -18,10 +18,11 @@ from trivet.errors import TrivetError
 from trivet.loop.calibrate_engine import EngineFit, Measured
 from trivet.loop.calibrate_residual import folds
 from trivet.loop.calibrate_serving import fit_engines, masks_of, refitted, residuals
-from trivet.loop.predict_serving import Z80, predict_cases
+from trivet.loop.predict_serving import predict_cases
 from trivet.loop.serving_features import Features, features
 from trivet.loop.serving_model import Compiler, steady
 from trivet.loop.serving_residual import FORMS, Process, campaigns_of, fit_process, shipped
+from trivet.units import Z80
 
 Floats = NDArray[np.float64]
 Mask = NDArray[np.bool_]
