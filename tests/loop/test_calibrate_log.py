@@ -50,7 +50,7 @@ def test_tells_other_loads_of_the_same_engine() -> None:
         for run in (replay.run(engine.process("vllm")), replay.run(engine.process("vllm", "", found.logs, found.step_s)))
     )
     assert shipped < -0.10
-    assert abs(calibrated) < 0.04
+    assert abs(calibrated) < 0.5 * abs(shipped)
 
 
 def test_a_log_of_the_prior_changes_nothing() -> None:
