@@ -158,6 +158,7 @@ def deployment_of(meta: Mapping[str, Any], chip_name: str, traffic: Traffic) -> 
         num_kv_blocks=int(cache.get("num_gpu_blocks") or 0),
         kv_dtype=_DTYPES.get(kv, kv),
         prefix_caching=bool(cache.get("enable_prefix_caching", True)),
+        all_reduce="nccl" if parallel.get("disable_custom_all_reduce") else "",
     )
     if not settings.num_kv_blocks:
         notes.append("num_gpu_blocks is not recorded: computed from the chip's memory")
