@@ -85,7 +85,7 @@ def deployment_key(deployment: Deployment) -> Any:
     s = d.settings
     quantisation = d.architecture.quantisation
     return (d.architecture.name, quantisation, d.chip.name, d.server, d.layout, s.engine, s.kv_dtype, s.weight_dtype,
-            s.moe_dtype, s.speculative_tokens)  # fmt: skip
+            s.moe_dtype, s.speculative_tokens, s.all_reduce)  # fmt: skip
 
 
 # Rows with a date come from a benchmark that draws lengths from 0.8 to 1.0 of the nominal ones. Rows without one come from

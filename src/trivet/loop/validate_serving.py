@@ -108,7 +108,7 @@ def _left_out(
         left = [row for row, gone in zip(rows, mask, strict=True) if gone]
         for name in ("ttft", "tpot"):
             held = processes[name]
-            noise, odd = _tails(held, found)
+            noise, odd = tails(held, found)
             process = fit_process(
                 found.rows(~mask), targets[name][~mask], FORMS[name], held.logs, noise[~mask], odd[~mask], held.widths
             )
@@ -123,7 +123,7 @@ def _left_out(
     return out
 
 
-def _tails(held: Process, found: Features) -> tuple[Floats, Floats]:
+def tails(held: Process, found: Features) -> tuple[Floats, Floats]:
     """(noise of each row, factor of its campaign): of the shipped fit where the rows are its own, else the common noise and
     the factors of the campaigns that it knows."""
     if len(held.noise) == len(found.x):

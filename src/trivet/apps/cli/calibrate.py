@@ -45,6 +45,12 @@ def calibrate(
         metavar="RESULT.json",
         help="Instead: an engine on --chip to your results of vllm bench serve, guidellm or aiperf; may be repeated.",
     ),
+    requests: list[Path] = typer.Option(
+        [],
+        "--requests",
+        metavar="LOG.jsonl",
+        help="Instead: an engine on --chip to logs of requests, settings in LOG.meta.json; may be repeated.",
+    ),
     command: str = typer.Option("", "--command", help="With --bench: the command that launched the engine."),
     engine: str = typer.Option("vllm", "--engine", help="With --bench, without --command: vllm, sglang, trtllm."),
     model: str = typer.Option("", "--model", help="With --bench: the model; default: as in the command or the result."),
@@ -64,6 +70,10 @@ def calibrate(
         from trivet.apps.cli.calibrate_bench import Launched, run
 
         run(bench, Launched(chip, command, engine, model, layout), out, as_json)
+    elif requests:
+        from trivet.apps.cli.calibrate_log import run as run_logs
+
+        run_logs(requests, chip, out, as_json)
     elif chip:
         _chip(chip, {"bench_gemm_4096_s": gemm, "bench_gemv_s": gemv, "bench_gemm_384_s": tiny}, out, as_json)
     elif serving is not None:
@@ -76,7 +86,8 @@ def calibrate(
         raise TrivetError(
             "nothing to calibrate",
             field="calibrate",
-            allowed="a FOLDER of kernel tables, --chip NAME, --bench RESULT.json, --serving FILE or --training FILE",
+            allowed="a FOLDER of kernel tables, --chip NAME, --bench RESULT.json, --requests LOG.jsonl, --serving FILE or "
+            "--training FILE",
         )
 
 
