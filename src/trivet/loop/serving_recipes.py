@@ -1,0 +1,49 @@
+"""Settings of the public benchmark's disaggregated runs of TensorRT-LLM: what a decode worker takes at once, what a prefill
+step takes, how many front ends route.
+
+``data/calibration/disagg_recipes.csv`` holds them by engine, chip, precision, lengths, layout and clients, from the recipes
+that the benchmark names (``srt-slurm``, Apache-2.0) and, for runs of 2025, from its own configuration. Settings only.
+"""
+
+from __future__ import annotations
+
+import csv
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib import resources
+from typing import Any
+
+from trivet.loop.serving_rows import Case
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """One run. ``slots``: sequences that a rank of a decode worker holds (``max_batch_size``). ``prompt_tokens``: what a step
+    of a prefill rank takes at most. ``frontends`` route requests over the decode workers, each in turns of its own."""
+
+    slots: float
+    prompt_tokens: float
+    frontends: int
+
+
+def recipe(case: Case) -> Recipe | None:
+    """The settings of a disaggregated ``case``; None where no recipe has its layout, lengths and clients."""
+    if len(case.pools) < 2 or not case.measured_on:
+        return None
+    prefill, decode = case.pools
+    g, layout = case.group, decode.deployment.layout
+    width = "fp4" if "fp4" in g["precision"] else "fp8"
+    key = (g["engine"], g["chip"], width, case.isl, case.osl, prefill.workers, decode.workers, layout.chips,
+           layout.attention_dp, case.concurrency)  # fmt: skip
+    return _recipes().get(key)
+
+
+@lru_cache(maxsize=1)
+def _recipes() -> dict[tuple[Any, ...], Recipe]:
+    text = resources.files("trivet.data.calibration").joinpath("disagg_recipes.csv").read_text("utf-8")
+    out = {}
+    for row in csv.DictReader(text.splitlines()):
+        key = (row["engine"], row["chip"], row["precision"], float(row["isl"]), float(row["osl"]), int(row["prefill_workers"]),
+               int(row["decode_workers"]), int(row["decode_chips"]), int(row["decode_ranks"]), float(row["concurrency"]))  # fmt: skip
+        out[key] = Recipe(float(row["slots"]), float(row["prompt_tokens"]), int(row["frontends"]))
+    return out
