@@ -43,7 +43,11 @@ def _recipes() -> dict[tuple[Any, ...], Recipe]:
     text = resources.files("trivet.data.calibration").joinpath("disagg_recipes.csv").read_text("utf-8")
     out = {}
     for row in csv.DictReader(text.splitlines()):
-        key = (row["engine"], row["chip"], row["precision"], float(row["isl"]), float(row["osl"]), int(row["prefill_workers"]),
-               int(row["decode_workers"]), int(row["decode_chips"]), int(row["decode_ranks"]), float(row["concurrency"]))  # fmt: skip
+        names = tuple(row[name] for name in ("engine", "chip", "precision"))
+        load = (float(row["isl"]), float(row["osl"]))
+        layout = tuple(
+            int(row[name]) for name in ("prefill_workers", "decode_workers", "decode_chips", "decode_ranks")
+        )
+        key = (*names, *load, *layout, float(row["concurrency"]))
         out[key] = Recipe(float(row["slots"]), float(row["prompt_tokens"]), int(row["frontends"]))
     return out
