@@ -82,7 +82,8 @@ def test_decode_pools_stream_late(engine: str, weights: str, ranks: str, steps: 
 
 
 @pytest.mark.parametrize(("weights", "date", "seconds"), [
-    ("nvfp4", "2025-11-10", 80.0), ("fp8_block", "2025-11-18", 20.0), ("fp8_block", "2025-12-31", 12.0), ("nvfp4", "2026-03-25", 0.0),
+    ("nvfp4", "2025-11-10", 80.0), ("fp8_block", "2025-11-18", 20.0), ("fp8_block", "2025-12-31", 12.0),
+    ("nvfp4", "2026-03-25", 0.0),
 ])  # fmt: skip
 def test_servers_were_cold_until_the_client_warmed_them_up(weights: str, date: str, seconds: float) -> None:
     row = {"engine": "sglang", "model": "deepseek-ai/DeepSeek-V3", "tp": "8", "weights": weights, "moe_weights": weights}
