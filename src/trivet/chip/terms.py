@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from trivet.chip.experts import PORTABLE_FLOPS, of_library, widened_ahead
 from trivet.chip.point import OPERAND_BYTES, ChipPoint
 from trivet.errors import Unsupported
 from trivet.operators import ACTIVATION_BYTES, WEIGHT_BYTES, Attention, Conv, Gemm, GroupedGemm, Scan, Stream
@@ -120,8 +121,9 @@ def gemm_terms(op: Gemm, point: ChipPoint, isolated: bool = False) -> Terms:
     )
 
 
-def grouped_terms(op: GroupedGemm, point: ChipPoint, isolated: bool = False) -> Terms:
-    """Expert feed-forward: every active expert's weights are read once, rows are quantised to tiles per expert."""
+def grouped_terms(op: GroupedGemm, point: ChipPoint, isolated: bool = False, library: str = "") -> Terms:
+    """Expert feed-forward: every active expert's weights are read once, rows are quantised to tiles per expert. A kernel that
+    widens weights in its units does so at a rate of theirs; one built on Ampere's multiply runs at Ampere's rate a unit."""
     hidden, inter = _array(op.hidden), _array(op.intermediate)
     local_rows, active = _array(op.local_rows), np.maximum(_array(op.active_experts), 1e-9)
     rows = local_rows / active
@@ -129,13 +131,21 @@ def grouped_terms(op: GroupedGemm, point: ChipPoint, isolated: bool = False) -> 
     up, fill, waves = _tiled(rows, (factor - 1.0) * inter, hidden, active, point)
     down, _, _ = _tiled(rows, hidden, inter, active, point)
     activation = ACTIVATION_BYTES[op.dtype] if point.native else 2.0
-    weights = WEIGHT_BYTES[op.dtype] * factor * hidden * inter * active
-    total = weights + local_rows * (activation * hidden + 2.0 * hidden + 2.0 * factor * inter)
+    kernel = of_library(library)
+    numbers = factor * hidden * inter * active
+    width = 2.0 if widened_ahead(library.partition("/")[2], op.dtype) else WEIGHT_BYTES[op.dtype]
+    total = width * numbers + local_rows * (activation * hidden + 2.0 * hidden + 2.0 * factor * inter)
     warm = _warm(total, point, isolated)
     zero = np.zeros_like(up)
+    compute_s, memory_s = up + down, _memory_s(total, warm, point)
+    cycles = point.units * point.clock_hz
+    if kernel.portable:
+        compute_s = compute_s * max(1.0, (point.fed_flops or point.peak_flops) / (PORTABLE_FLOPS * cycles))
+    if kernel.unpack:
+        memory_s = np.hypot(memory_s, numbers / (kernel.unpack * cycles))
     return Terms(
-        up + down,
-        _memory_s(total, warm, point),
+        compute_s,
+        memory_s,
         fill,
         waves,
         warm,
@@ -254,8 +264,11 @@ def conv_terms(op: Conv, point: ChipPoint, isolated: bool = False) -> Terms:
     )
 
 
-def terms(op: Any, point: ChipPoint, isolated: bool = False) -> Terms:
-    """Dispatch on the operator's kind; raises Unsupported for one that is no compute operator."""
+def terms(op: Any, point: ChipPoint, isolated: bool = False, library: str = "") -> Terms:
+    """Dispatch on the operator's kind; ``library`` ("library/kernel") tells the kernel of experts. Raises Unsupported for one
+    that is no compute operator."""
+    if isinstance(op, GroupedGemm):
+        return grouped_terms(op, point, isolated, library)
     for kind, function in _KINDS:
         if isinstance(op, kind):
             found: Terms = function(op, point, isolated)

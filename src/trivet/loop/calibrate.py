@@ -22,7 +22,7 @@ from trivet.chip.point import chip_point
 from trivet.chip.timing import predict_flat
 from trivet.errors import TrivetError
 from trivet.loop.collective_tables import load_collectives
-from trivet.loop.fit_kernels import as_fitted, damped, library_columns, measured_elsewhere, with_kernels
+from trivet.loop.fit_kernels import as_fitted, damped, library_columns, measured_elsewhere, with_expert_kernels, with_kernels
 from trivet.loop.fit_operators import Recipe, Trained, take_apart, train
 from trivet.loop.fit_typical import assembled, centred, labelled
 from trivet.loop.operator_tables import Samples, load, read
@@ -190,6 +190,10 @@ def fit_kind(data: Samples, recipe: Recipe, seed: int = 0, progress: Progress | 
     With ``recipe.kernels`` there are two fits: one that knows which kernel a library runs on a family, for chips of families
     where it is known and was measured, and one that does not, for the rest.
     """
+    if data.kind == "moe":
+        named, kernels = with_expert_kernels(data)
+        fit = _fit(named, recipe, seed, progress, kernels=kernels)
+        return replace(fit, kind=replace(fit.kind, kernels=kernels))
     if not recipe.kernels:
         return _fit(data, recipe, seed, progress)
     named, kernels = with_kernels(data)
@@ -215,9 +219,10 @@ def _fit(
     progress: Progress | None = None,
     asked: NDArray[Any] | None = None,
     masked: slice | None = None,
+    kernels: tuple[str, ...] = (),
 ) -> Fit:
     """One fit; ``asked``: the rows to predict with their family left out, and on which the spread is calibrated (all);
-    ``masked``: columns that the network may not use."""
+    ``masked``: columns that the network may not use; ``kernels`` of experts, the last columns."""
     from trivet.loop.fit_operators import weights_of
 
     asked = np.ones(len(data.seconds), bool) if asked is None else asked
@@ -244,7 +249,7 @@ def _fit(
         kept[family] = left
         hidden = data.take(out)
         if recipe.nearest:
-            hidden = replace(hidden, x=labelled(hidden, rest))
+            hidden = replace(hidden, x=labelled(hidden, rest, kernels))
         outside[out], shares[out], _ = predict(left, hidden)
         told(2 + index)
     inside, inside_shares, _ = predict(kind, data)

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from trivet.chip import residual
 from trivet.chip.catalogue import chip as catalogue_chip
 from trivet.chip.centre import centre
+from trivet.chip.experts import nearest_kernel
 from trivet.chip.kernels import nearest_precision
 from trivet.chip.point import chip_point
 from trivet.loop.fit_operators import Parts, Recipe, Trained, assemble, take_apart
@@ -39,10 +40,21 @@ def centred(trained: Trained, data: Samples, recipe: Recipe) -> Trained:
     return replace(trained, offsets=found)
 
 
-def labelled(data: Samples, rest: Samples) -> NDArray[np.float32]:
-    """Features of ``data`` with precisions that ``rest`` lacks labelled as the nearest that it has."""
+def expert_indicators(key: str, rest: Samples, kernels: tuple[str, ...]) -> NDArray[np.float32]:
+    """Indicator of the kernel in ``key`` ("chip|library/kernel|precision"), or of the nearest one that ``rest`` knows."""
+    _, library, precision = key.split("|")
+    known = tuple(k for k in kernels if np.char.endswith(rest.library, "/" + k).any())
+    wanted = nearest_kernel(library.partition("/")[2], precision, known)
+    return np.asarray([k == wanted for k in kernels], np.float32)
+
+
+def labelled(data: Samples, rest: Samples, kernels: tuple[str, ...] = ()) -> NDArray[np.float32]:
+    """Features of ``data`` with precisions and kernels (the last columns) that ``rest`` lacks labelled as the nearest it has."""
     x, seen = data.x.copy(), tuple(p for p in data.precisions if (rest.precision == p).any())
-    start = x.shape[1] - len(data.precisions)
+    if kernels:
+        for number, key in enumerate(data.groups[0]):
+            x[data.groups[1] == number, -len(kernels) :] = expert_indicators(key, rest, kernels)
+    start = x.shape[1] - len(kernels) - len(data.precisions)
     for number, label in enumerate(data.precisions):
         mine = data.precision == label
         if label not in seen and mine.any():
