@@ -13,32 +13,43 @@ from dataclasses import dataclass
 class ExpertKernel:
     """What is known of a kernel beforehand.
 
-    ``launches``: kernels one after the other for one layer, routing and the sum over experts included. ``portable``: built on
-    the warp-wide multiply of Ampere, which later chips keep at Ampere's rate a unit. ``unpack``: weights that a unit widens in
-    a cycle, 0 = none are. ``like``: kernels that come next, where this one was not measured.
+    ``launches``: kernels one after the other for one layer, routing and the sum over experts included; ``more`` of them at some
+    precisions, whose activations or scales take passes of their own. ``portable``: built on the warp-wide multiply of Ampere,
+    which later chips keep at Ampere's rate a unit. ``unpack``: 4- and 8-bit weights that a unit widens in a cycle, where
+    activations stay in 16 bits; 0 = not told. ``like``: kernels that come next, where this one was not measured.
     """
 
     launches: float
     portable: bool = False
     unpack: float = 0.0
     like: tuple[str, ...] = ()
+    more: tuple[tuple[str, float], ...] = ()
+
+    def launched(self, precision: str) -> float:
+        """Kernels launched at a precision."""
+        return self.launches + dict(self.more).get(precision, 0.0)
 
 
 # gen: TensorRT-LLM's generated ones (FlashInfer ships them): rows are gathered and activated inside the two products.
 # cutlass: TensorRT-LLM's grouped products; ficutlass: the same out of FlashInfer, launched from Python; +90: not tuned on Hopper,
 # where it reads weights at a fifth to a quarter of the memory's rate. deepgemm: contiguous rows padded to 128 an expert.
-# oai: the Triton kernels that came with gpt-oss. min: TensorRT-LLM's low-latency ones.
+# oai: the Triton kernels that came with gpt-oss; mixed: TensorRT-LLM's for the same weights on Blackwell. min: TensorRT-LLM's low-latency ones.
 KERNELS: dict[str, ExpertKernel] = {
-    "gen": ExpertKernel(5.0, like=("cutlass", "ficutlass", "triton", "marlin")),
-    "min": ExpertKernel(5.0, like=("gen", "cutlass", "ficutlass")),
-    "cutlass": ExpertKernel(8.0, like=("ficutlass", "gen", "triton", "marlin")),
-    "ficutlass": ExpertKernel(12.0, like=("cutlass", "gen", "triton", "marlin")),
-    "ficutlass+90": ExpertKernel(12.0, like=("ficutlass", "cutlass", "gen", "triton")),
-    "deepgemm": ExpertKernel(9.0, like=("cutlass", "ficutlass", "triton", "gen")),
-    "triton": ExpertKernel(7.0, like=("ficutlass", "cutlass", "marlin", "gen")),
-    "oai": ExpertKernel(13.0, unpack=17.0, like=("marlin", "triton", "gen")),
-    "marlin": ExpertKernel(12.0, portable=True, unpack=17.0, like=("oai", "triton", "gen")),
-    "xpu": ExpertKernel(10.0, like=("triton",)),
+    "gen": ExpertKernel(5.0, False, 34.0, ("cutlass", "ficutlass", "triton", "marlin"), (("fp8_block", 1.0), ("w4a8_mxfp4", 1.0))),
+    "min": ExpertKernel(5.0, False, 0.0, ("gen", "cutlass", "ficutlass")),
+    "cutlass": ExpertKernel(
+        8.0, False, 0.0, ("ficutlass", "gen", "triton", "marlin"), (("fp8", 1.0), ("nvfp4", 4.0), ("w4a8_mxfp4", 8.0))
+    ),
+    "ficutlass": ExpertKernel(
+        12.0, False, 0.0, ("cutlass", "gen", "triton", "marlin"), (("nvfp4", 3.0), ("w4a8_mxfp4", 8.0))
+    ),
+    "ficutlass+90": ExpertKernel(12.0, False, 0.0, ("ficutlass", "cutlass", "gen", "triton")),
+    "deepgemm": ExpertKernel(9.0, False, 0.0, ("cutlass", "ficutlass", "triton", "gen")),
+    "triton": ExpertKernel(7.0, False, 0.0, ("ficutlass", "cutlass", "marlin", "gen"), (("fp8_block", 4.0),)),
+    "oai": ExpertKernel(13.0, False, 17.0, ("marlin", "mixed", "triton", "gen")),
+    "mixed": ExpertKernel(13.0, False, 10.0, ("oai", "marlin", "triton", "gen")),
+    "marlin": ExpertKernel(12.0, True, 17.0, ("oai", "triton", "gen")),
+    "xpu": ExpertKernel(10.0, False, 0.0, ("triton",)),
 }
 USUAL = ExpertKernel(8.0)
 # Words of a table's kernel source -> kernel, the first that is found.
@@ -47,7 +58,7 @@ _SOURCES = (
     ("flashinfer_cutlass", "ficutlass"), ("cutlass", "cutlass"), ("nongated", "cutlass"), ("triton", "triton"),
     ("fused_moe", "triton"), ("xpu", "xpu"),
 )  # fmt: skip
-_TRTLLM = {"mxfp4": "oai", "w4a8_mxfp4": "gen"}  # its default where the source does not say: Triton's, its own
+_TRTLLM = {"mxfp4": "mixed", "w4a8_mxfp4": "gen"}  # its default where the source does not say: Triton's, its own
 # (engine, precision) -> {family: kernel}, "" for any other; the engines' own choice on their default settings.
 _CHOSEN: dict[tuple[str, str], dict[str, str]] = {
     ("vllm", "bf16"): {"blackwell": "gen", "blackwell-gddr": "ficutlass", "": "triton"},
@@ -65,9 +76,10 @@ _CHOSEN: dict[tuple[str, str], dict[str, str]] = {
     ("sglang", "mxfp4"): {"blackwell": "gen", "blackwell-gddr": "marlin", "": "triton"},
     ("sglang", "w4a8_mxfp4"): {"blackwell": "gen", "": "triton"},
     ("trtllm", "fp8_block"): {"blackwell": "deepgemm", "blackwell-gddr": "triton", "": "cutlass"},
-    ("trtllm", "mxfp4"): {"": "oai"},
+    ("trtllm", "mxfp4"): {"blackwell": "mixed", "": "oai"},
     ("trtllm", "w4a8_mxfp4"): {"blackwell": "gen", "": "cutlass"},
 }  # fmt: skip
+WIDENING = ("int4_wo", "int8_wo", "mxfp4")  # narrow weights under 16-bit activations
 PORTABLE_FLOPS = 2048.0  # 16-bit operations that a unit does in a cycle through Ampere's warp-wide multiply
 
 
@@ -78,6 +90,7 @@ def expert_kernel(library: str, family: str, precision: str, source: str = "") -
     found = next((name for word, name in _SOURCES if word in source.lower()), "")
     if not found and library == "trtllm":
         found = _TRTLLM.get(precision, "cutlass") if source else ""
+        found = "oai" if (found, family) == ("mixed", "hopper") else found
     if not found:
         chosen = _CHOSEN.get((library, precision), {})
         found = chosen.get(family, chosen.get("", "cutlass" if library == "trtllm" else "triton"))
@@ -95,7 +108,7 @@ def alike(kernel: str, precision: str) -> tuple[str, ...]:
     if kernel not in KERNELS:
         return (kernel,) if kernel else ()
     like = KERNELS[kernel].like
-    if precision in ("int4_wo", "int8_wo", "mxfp4"):
+    if precision in WIDENING:
         like = tuple(sorted(like, key=lambda k: not KERNELS[k].unpack))
     return (kernel, *like)
 

@@ -24,17 +24,20 @@ Floats = NDArray[np.float64]
 UNIT_FLOPS, UNIT_BANDWIDTH, SUSTAINED, FETCH_SAVED = 4096.0, 25e9, 0.3, 0.4
 FLOOR_CYCLES = 5000.0  # launch floor of a small kernel in clock cycles, typical: 2 to 3 us on the chips measured
 USUAL_CLOCK_HZ = 1.8e9
-HALF_CLOCKED = ("gemm", "gemm_narrow", "moe")
+HALF_CLOCKED = ("gemm", "gemm_narrow")
+import os
+MOE_P = float(os.environ.get("MOE_P","0.5"))
 _TINY = 1e-12
 
 
-def floor_seconds(point: ChipPoint, kind: str = "", library: str = "") -> float:
+def floor_seconds(point: ChipPoint, kind: str = "", library: str = "", precision: str = "") -> float:
     """Typical launch floor of the chip: a fixed number of cycles, within the range of clocks seen. Products': half of it
     follows the units' clock, half (front end, memory) does not. Experts': as many as the kernel of ``library`` launches."""
     clock = min(max(point.clock_hz, 1.2e9), 2.6e9)
+    if kind == "moe":
+        return of_library(library).launched(precision) * FLOOR_CYCLES / float(clock**MOE_P * USUAL_CLOCK_HZ ** (1-MOE_P))
     if kind in HALF_CLOCKED:
-        launches = of_library(library).launches if kind == "moe" else 1.0
-        return launches * FLOOR_CYCLES / float(np.sqrt(clock * USUAL_CLOCK_HZ))
+        return FLOOR_CYCLES / float(np.sqrt(clock * USUAL_CLOCK_HZ))
     return FLOOR_CYCLES / clock
 
 
@@ -51,10 +54,10 @@ def _ln(value: Any, lo: float, hi: float) -> Floats:
     return np.log(np.clip(np.asarray(value, dtype=np.float64), *_limits(lo, hi)))
 
 
-def _common(parts: Terms, point: ChipPoint, kind: str = "", library: str = "") -> list[Any]:
+def _common(parts: Terms, point: ChipPoint, kind: str = "", library: str = "", precision: str = "") -> list[Any]:
     longest = np.maximum(parts.compute_s, parts.memory_s)
     return [
-        _ln(longest / floor_seconds(point, kind, library), -4, 6),
+        _ln(longest / floor_seconds(point, kind, library, precision), -4, 6),
         parts.fill,
         _ln(parts.waves, -4, 5),
         parts.warm,
@@ -106,7 +109,7 @@ def grouped_features(op: GroupedGemm, parts: Terms, point: ChipPoint, library: s
     per = rows / active
     blocks = active * np.ceil(per / 64.0)
     return [
-        *_common(parts, point, "moe", library),
+        *_common(parts, point, "moe", library, op.dtype),
         _log2(op.tokens, 0, 16),
         _log2(rows, -3, 19),
         _log2(per, -3, 14),

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from trivet.chip.experts import PORTABLE_FLOPS, of_library, widened_ahead
+from trivet.chip.experts import PORTABLE_FLOPS, WIDENING, of_library, widened_ahead
 from trivet.chip.point import OPERAND_BYTES, ChipPoint
 from trivet.errors import Unsupported
 from trivet.operators import ACTIVATION_BYTES, WEIGHT_BYTES, Attention, Conv, Gemm, GroupedGemm, Scan, Stream
@@ -141,7 +141,7 @@ def grouped_terms(op: GroupedGemm, point: ChipPoint, isolated: bool = False, lib
     cycles = point.units * point.clock_hz
     if kernel.portable:
         compute_s = compute_s * max(1.0, (point.fed_flops or point.peak_flops) / (PORTABLE_FLOPS * cycles))
-    if kernel.unpack:
+    if kernel.unpack and (op.dtype in WIDENING or kernel.portable):
         memory_s = np.hypot(memory_s, numbers / (kernel.unpack * cycles))
     return Terms(
         compute_s,

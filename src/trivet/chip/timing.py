@@ -104,7 +104,7 @@ def time(
     if not graph:
         host = point.host_launch_s or HOST_LAUNCH_S
         parts = (np.maximum(parts[0], host), *parts[1:4], np.maximum(parts[4], host))
-    floor = floor_seconds(point, kind, library)
+    floor = floor_seconds(point, kind, library, precision)
     return _seconds(operator, point, kinds[held], belief, parts, wanted.note, floor)
 
 
@@ -220,7 +220,7 @@ def predict_flat(
     if point.fine_grained:
         correction = np.zeros_like(correction)  # what accelerators' kernels taught does not hold for a CPU
     value, *shares, floor = residual.combine(
-        ideal.compute_s.ravel(), ideal.memory_s.ravel(), floor_seconds(point, kind, library), correction + offset
+        ideal.compute_s.ravel(), ideal.memory_s.ravel(), floor_seconds(point, kind, library, precision_of(operator)), correction + offset
     )
     return (np.maximum(value, _physical_bound(kind, ideal, point)) if bounded else value, *shares, floor)
 

@@ -27,17 +27,25 @@ def assembled(
     return replace(assemble(trained, parts, data.precisions, new, near), centred=recipe.centred)
 
 
-def centred(trained: Trained, data: Samples, recipe: Recipe) -> Trained:
+def centred(trained: Trained, data: Samples, recipe: Recipe, kernels: tuple[str, ...] = ()) -> Trained:
     """The same with the offsets of a typical shape, as they are taken apart."""
     if not recipe.centred:
         return trained
     bare = assemble(trained, Parts({}, np.zeros((0, 3)), np.zeros(0), {}, {}), data.precisions, np.zeros(3), np.zeros(3))
+    bare = replace(bare, kernels=kernels)
     found = {}
     for key, offset in trained.offsets.items():
         chip, library, precision = key.split("|")
         point = chip_point(catalogue_chip(chip), precision)
         found[key] = offset + centre(bare, point, data.kind, library, precision)
     return replace(trained, offsets=found)
+
+
+def seen(kind: residual.Kind, data: Samples, kernels: tuple[str, ...]) -> residual.Kind:
+    """A kind of experts that does not take precisions and kernels for known which ``data`` lacks; their places stay."""
+    have = set(np.unique(np.char.partition(data.library, "/")[:, 2]).tolist())
+    precisions = tuple(p if (data.precision == p).any() else "" for p in data.precisions)
+    return replace(kind, precisions=precisions, kernels=tuple(k if k in have else "" for k in kernels))
 
 
 def expert_indicators(key: str, rest: Samples, kernels: tuple[str, ...]) -> NDArray[np.float32]:

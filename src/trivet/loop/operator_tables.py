@@ -153,7 +153,7 @@ def _part(kind: str, op: str, group: dict[str, str], part: Any, precisions: tupl
     label = precision_of(found)
     rows = len(part)
     ones = np.broadcast_to(indicators(precisions, library, label), (rows, 3 + len(precisions)))
-    base = np.column_stack([ideal.compute_s, ideal.memory_s, np.full(rows, floor_seconds(point, kind, library))])
+    base = np.column_stack([ideal.compute_s, ideal.memory_s, np.full(rows, floor_seconds(point, kind, library, label))])
     return Samples(
         kind, precisions, np.hstack([features(kind, found, ideal, point, library), ones]), base,
         part["latency"].cast(float).to_numpy() * 1e-3, np.full(rows, part_chip.name, "U32"),
