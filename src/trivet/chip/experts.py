@@ -35,7 +35,7 @@ class ExpertKernel:
 # where it reads weights at a fifth to a quarter of the memory's rate. deepgemm: contiguous rows padded to 128 an expert.
 # oai: the Triton kernels that came with gpt-oss; mixed: TensorRT-LLM's for the same weights on Blackwell. min: TensorRT-LLM's low-latency ones.
 KERNELS: dict[str, ExpertKernel] = {
-    "gen": ExpertKernel(5.0, False, 34.0, ("cutlass", "ficutlass", "triton", "marlin"), (("fp8_block", 1.0), ("w4a8_mxfp4", 1.0))),
+    "gen": ExpertKernel(5.0, False, 64.0, ("cutlass", "ficutlass", "triton", "marlin"), (("fp8_block", 1.0), ("w4a8_mxfp4", 1.0))),
     "min": ExpertKernel(5.0, False, 0.0, ("gen", "cutlass", "ficutlass")),
     "cutlass": ExpertKernel(
         8.0, False, 0.0, ("ficutlass", "gen", "triton", "marlin"), (("fp8", 1.0), ("nvfp4", 4.0), ("w4a8_mxfp4", 8.0))
@@ -46,9 +46,9 @@ KERNELS: dict[str, ExpertKernel] = {
     "ficutlass+90": ExpertKernel(12.0, False, 0.0, ("ficutlass", "cutlass", "gen", "triton")),
     "deepgemm": ExpertKernel(9.0, False, 0.0, ("cutlass", "ficutlass", "triton", "gen")),
     "triton": ExpertKernel(7.0, False, 0.0, ("ficutlass", "cutlass", "marlin", "gen"), (("fp8_block", 4.0),)),
-    "oai": ExpertKernel(13.0, False, 17.0, ("marlin", "mixed", "triton", "gen")),
-    "mixed": ExpertKernel(13.0, False, 10.0, ("oai", "marlin", "triton", "gen")),
-    "marlin": ExpertKernel(12.0, True, 17.0, ("oai", "triton", "gen")),
+    "oai": ExpertKernel(13.0, False, 32.0, ("marlin", "mixed", "triton", "gen")),
+    "mixed": ExpertKernel(13.0, False, 20.0, ("oai", "marlin", "triton", "gen")),
+    "marlin": ExpertKernel(12.0, True, 32.0, ("oai", "triton", "gen")),
     "xpu": ExpertKernel(10.0, False, 0.0, ("triton",)),
 }
 USUAL = ExpertKernel(8.0)

@@ -24,9 +24,7 @@ Floats = NDArray[np.float64]
 UNIT_FLOPS, UNIT_BANDWIDTH, SUSTAINED, FETCH_SAVED = 4096.0, 25e9, 0.3, 0.4
 FLOOR_CYCLES = 5000.0  # launch floor of a small kernel in clock cycles, typical: 2 to 3 us on the chips measured
 USUAL_CLOCK_HZ = 1.8e9
-HALF_CLOCKED = ("gemm", "gemm_narrow")
-import os
-MOE_P = float(os.environ.get("MOE_P","0.5"))
+HALF_CLOCKED = ("gemm", "gemm_narrow", "moe")
 _TINY = 1e-12
 
 
@@ -34,10 +32,9 @@ def floor_seconds(point: ChipPoint, kind: str = "", library: str = "", precision
     """Typical launch floor of the chip: a fixed number of cycles, within the range of clocks seen. Products': half of it
     follows the units' clock, half (front end, memory) does not. Experts': as many as the kernel of ``library`` launches."""
     clock = min(max(point.clock_hz, 1.2e9), 2.6e9)
-    if kind == "moe":
-        return of_library(library).launched(precision) * FLOOR_CYCLES / float(clock**MOE_P * USUAL_CLOCK_HZ ** (1-MOE_P))
     if kind in HALF_CLOCKED:
-        return FLOOR_CYCLES / float(np.sqrt(clock * USUAL_CLOCK_HZ))
+        launches = of_library(library).launched(precision) if kind == "moe" else 1.0
+        return launches * FLOOR_CYCLES / float(np.sqrt(clock * USUAL_CLOCK_HZ))
     return FLOOR_CYCLES / clock
 
 
