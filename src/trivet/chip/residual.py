@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trivet.chip.experts import alike as alike_kernels, expert_kernel, nearest_kernel
-from trivet.chip.kernels import LIBRARIES, attention_kernel, attention_style, feature_library, nearest_precision
+from trivet.chip.kernels import LIBRARIES, attention_kernel, attention_style, feature_library, latent_maker, nearest_precision
 from trivet.errors import TrivetError
 
 Floats = NDArray[np.float64]
@@ -107,7 +107,8 @@ def with_kernel(
     kernel = "" if known is None else attention_kernel(library, family, precision, kind)
     if known is not None and kernel and f"{library}/{kernel}|{precision}" in known.group:
         return kind + KNOWN, f"{library}/{kernel}"
-    return kind, f"{library}/{attention_style(family)}" if kinds[kind].kernels else library
+    maker = latent_maker(library, family, kind)
+    return kind, f"{maker}/{attention_style(family)}" if kinds[kind].kernels else library
 
 
 class Named(Protocol):

@@ -34,6 +34,8 @@ DECODE_L2_BYTES_PER_CYCLE, DECODE_L2_OVER_HBM = 18.0, (2.0, 4.5)
 # A block's chain of dependent reads (page table, queries, keys, result): bound by latency, so about the same on every chip.
 BLOCK_S = 3.9e-6
 
+ABSORBED = 576.0 + 512.0  # widths of keys and values where latents are multiplied in place of heads
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Terms:
@@ -156,7 +158,16 @@ def grouped_terms(op: GroupedGemm, point: ChipPoint, isolated: bool = False, lib
     )
 
 
-def attention_terms(op: Attention, point: ChipPoint, isolated: bool = False) -> Terms:
+def _latent_work(op: Attention, point: ChipPoint, library: str) -> Floats | float:
+    """Time of a latent prefill's products over that of its expanded heads at the peak of its precision: a cache in 8 bits is
+    multiplied in 16, and SGLang's FlashAttention 3 and Triton kernels (all but Blackwell's) multiply latents, not heads."""
+    wide = 2.0 if point.native and point.math == "fp8" else 1.0
+    if not library.startswith("sglang") or point.family == "blackwell":
+        return wide
+    return wide * ABSORBED / (_array(op.qk_head_dim) + _array(op.v_head_dim))
+
+
+def attention_terms(op: Attention, point: ChipPoint, isolated: bool = False, library: str = "") -> Terms:
     """Softmax attention: keys and values read once per sequence and key head; query tiles, or key splits in decode."""
     q, sequences = _array(op.q_tokens), _array(op.sequences)
     heads, kv_heads = _array(op.heads), np.maximum(_array(op.kv_heads), 1.0)
@@ -172,6 +183,8 @@ def attention_terms(op: Attention, point: ChipPoint, isolated: bool = False) -> 
     flops = _array(op.flops)
     compute_s = flops * padded / point.peak_flops / fill
     total = _array(op.bytes)
+    if op.kind != "mla" and float(np.max(op.qk_head_dim)) != float(np.max(op.v_head_dim)):
+        compute_s = compute_s * _latent_work(op, point, library)
     if op.kind != "mla" and float(np.max(q)) <= 8.0:
         compute_s = compute_s + waves * BLOCK_S
         reach = np.clip((DECODE_REACH - total / max(point.l2_bytes, 1.0)) / DECODE_FADE, 0.0, 1.0)
@@ -269,6 +282,8 @@ def terms(op: Any, point: ChipPoint, isolated: bool = False, library: str = "") 
     that is no compute operator."""
     if isinstance(op, GroupedGemm):
         return grouped_terms(op, point, isolated, library)
+    if isinstance(op, Attention):
+        return attention_terms(op, point, isolated, library)
     for kind, function in _KINDS:
         if isinstance(op, kind):
             found: Terms = function(op, point, isolated)

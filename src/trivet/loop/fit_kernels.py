@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from trivet.chip.kernels import LIBRARIES, attention_kernel, attention_style
+from trivet.chip.kernels import LIBRARIES, attention_kernel, attention_style, latent_maker
 from trivet.loop.fit_operators import Recipe
 from trivet.loop.operator_tables import Samples
 
@@ -28,7 +28,8 @@ def as_fitted(data: Samples, recipe: Recipe) -> tuple[Samples, tuple[str, ...]]:
     if not recipe.styles:
         return data, ()
     style = np.array([attention_style(str(family)) for family in data.family])
-    library = np.char.add(np.char.add(data.library, "/"), style).astype("U16")
+    maker = np.array([latent_maker(str(a), str(b), data.kind) for a, b in zip(data.library, data.family, strict=True)])
+    library = np.char.add(np.char.add(maker, "/"), style).astype("U16")
     ones = (style[:, None] == "async").astype(np.float32)
     return replace(data, x=np.hstack([data.x, ones]), library=library), ("async",)
 
