@@ -31,25 +31,30 @@ class ExpertKernel:
 
 
 # gen: TensorRT-LLM's generated ones (FlashInfer ships them): rows are gathered and activated inside the two products.
-# cutlass: TensorRT-LLM's grouped products; ficutlass: the same out of FlashInfer, launched from Python; +90: not tuned on Hopper,
+# cutlass: TensorRT-LLM's grouped products. ficutlass: the same out of FlashInfer, launched from Python; +90: not tuned on Hopper,
 # where it reads weights at a fifth to a quarter of the memory's rate. deepgemm: contiguous rows padded to 128 an expert.
-# oai: the Triton kernels that came with gpt-oss; mixed: TensorRT-LLM's for the same weights on Blackwell. min: TensorRT-LLM's low-latency ones.
+# oai: the Triton kernels that came with gpt-oss. mixed: TensorRT-LLM's for such weights on Blackwell. min: its low-latency ones.
 KERNELS: dict[str, ExpertKernel] = {
-    "gen": ExpertKernel(5.0, False, 64.0, ("cutlass", "ficutlass", "triton", "marlin"), (("fp8_block", 1.0), ("w4a8_mxfp4", 1.0))),
-    "min": ExpertKernel(5.0, False, 0.0, ("gen", "cutlass", "ficutlass")),
+    "gen": ExpertKernel(
+        5.0,
+        unpack=64.0,  # Blackwell widens FP4 by an instruction
+        like=("cutlass", "ficutlass", "triton", "marlin"),
+        more=(("fp8_block", 1.0), ("w4a8_mxfp4", 1.0)),
+    ),
+    "min": ExpertKernel(5.0, like=("gen", "cutlass", "ficutlass")),
     "cutlass": ExpertKernel(
-        8.0, False, 0.0, ("ficutlass", "gen", "triton", "marlin"), (("fp8", 1.0), ("nvfp4", 4.0), ("w4a8_mxfp4", 8.0))
+        8.0, like=("ficutlass", "gen", "triton", "marlin"), more=(("fp8", 1.0), ("nvfp4", 4.0), ("w4a8_mxfp4", 8.0))
     ),
     "ficutlass": ExpertKernel(
-        12.0, False, 0.0, ("cutlass", "gen", "triton", "marlin"), (("nvfp4", 3.0), ("w4a8_mxfp4", 8.0))
+        12.0, like=("cutlass", "gen", "triton", "marlin"), more=(("nvfp4", 3.0), ("w4a8_mxfp4", 8.0))
     ),
-    "ficutlass+90": ExpertKernel(12.0, False, 0.0, ("ficutlass", "cutlass", "gen", "triton")),
-    "deepgemm": ExpertKernel(9.0, False, 0.0, ("cutlass", "ficutlass", "triton", "gen")),
-    "triton": ExpertKernel(7.0, False, 0.0, ("ficutlass", "cutlass", "marlin", "gen"), (("fp8_block", 4.0),)),
-    "oai": ExpertKernel(13.0, False, 32.0, ("marlin", "mixed", "triton", "gen")),
-    "mixed": ExpertKernel(13.0, False, 20.0, ("oai", "marlin", "triton", "gen")),
-    "marlin": ExpertKernel(12.0, True, 32.0, ("oai", "triton", "gen")),
-    "xpu": ExpertKernel(10.0, False, 0.0, ("triton",)),
+    "ficutlass+90": ExpertKernel(12.0, like=("ficutlass", "cutlass", "gen", "triton")),
+    "deepgemm": ExpertKernel(9.0, like=("cutlass", "ficutlass", "triton", "gen")),
+    "triton": ExpertKernel(7.0, like=("ficutlass", "cutlass", "marlin", "gen"), more=(("fp8_block", 4.0),)),
+    "oai": ExpertKernel(13.0, unpack=32.0, like=("marlin", "mixed", "triton", "gen")),
+    "mixed": ExpertKernel(13.0, unpack=20.0, like=("oai", "marlin", "triton", "gen")),
+    "marlin": ExpertKernel(12.0, portable=True, unpack=32.0, like=("oai", "triton", "gen")),
+    "xpu": ExpertKernel(10.0, like=("triton",)),
 }
 USUAL = ExpertKernel(8.0)
 # Words of a table's kernel source -> kernel, the first that is found.
@@ -94,7 +99,7 @@ def expert_kernel(library: str, family: str, precision: str, source: str = "") -
     if not found:
         chosen = _CHOSEN.get((library, precision), {})
         found = chosen.get(family, chosen.get("", "cutlass" if library == "trtllm" else "triton"))
-    # The kernels for 8 and 16 bits a weight; those for blocks of FP8 are others.
+    # FlashInfer's kernels of 8 and 16 bits a weight; those for blocks of FP8 are others.
     return found + "+90" if (found, family) == ("ficutlass", "hopper") and precision in ("bf16", "fp8") else found
 
 

@@ -20,8 +20,16 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from trivet.chip.experts import alike as alike_kernels, expert_kernel, nearest_kernel
-from trivet.chip.kernels import LIBRARIES, attention_kernel, attention_style, feature_library, latent_maker, nearest_precision
+from trivet.chip.experts import alike as alike_kernels
+from trivet.chip.experts import expert_kernel, nearest_kernel
+from trivet.chip.kernels import (
+    LIBRARIES,
+    attention_kernel,
+    attention_style,
+    feature_library,
+    latent_maker,
+    nearest_precision,
+)
 from trivet.errors import TrivetError
 
 Floats = NDArray[np.float64]

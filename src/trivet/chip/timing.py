@@ -219,8 +219,9 @@ def predict_flat(
     correction = residual.network(learned, np.hstack([matrix, np.broadcast_to(ones, (len(matrix), len(ones)))]))
     if point.fine_grained:
         correction = np.zeros_like(correction)  # what accelerators' kernels taught does not hold for a CPU
+    usual = floor_seconds(point, kind, library, precision_of(operator))
     value, *shares, floor = residual.combine(
-        ideal.compute_s.ravel(), ideal.memory_s.ravel(), floor_seconds(point, kind, library, precision_of(operator)), correction + offset
+        ideal.compute_s.ravel(), ideal.memory_s.ravel(), usual, correction + offset
     )
     return (np.maximum(value, _physical_bound(kind, ideal, point)) if bounded else value, *shares, floor)
 
@@ -236,7 +237,13 @@ def _physical_bound(kind: str, ideal: Terms, point: ChipPoint) -> Floats:
 
 
 def _seconds(
-    operator: Compute, point: ChipPoint, learned: residual.Kind, belief: _Belief, parts: tuple[Floats, ...], note: str, usual: float
+    operator: Compute,
+    point: ChipPoint,
+    learned: residual.Kind,
+    belief: _Belief,
+    parts: tuple[Floats, ...],
+    note: str,
+    usual: float,
 ) -> Seconds:
     value, compute, bandwidth, launch, floor = parts
     shares = np.column_stack([compute, bandwidth, launch])

@@ -22,7 +22,15 @@ from trivet.chip.point import chip_point
 from trivet.chip.timing import predict_flat
 from trivet.errors import TrivetError
 from trivet.loop.collective_tables import load_collectives
-from trivet.loop.fit_kernels import as_fitted, damped, library_columns, measured_elsewhere, teaching, with_expert_kernels, with_kernels
+from trivet.loop.fit_kernels import (
+    as_fitted,
+    damped,
+    library_columns,
+    measured_elsewhere,
+    teaching,
+    with_expert_kernels,
+    with_kernels,
+)
 from trivet.loop.fit_operators import Recipe, Trained, take_apart, train
 from trivet.loop.fit_typical import assembled, centred, labelled, seen
 from trivet.loop.operator_tables import Samples, load, read
@@ -44,7 +52,7 @@ RECIPES: dict[str, Recipe] = {kind: Recipe() for kind in KINDS} | {
         (24, 12), 100, 512, 4e-3, 1e-2, tether=0.1, members=6, outlier=0.2,
         ridge=(("library", 0.1), ("precision", 1.0), ("group", 1.0), ("covariate", 0.5), ("family", 0.2), ("chip", 1.0)),
     ),
-    "scan": Recipe((48, 24), 24, 1024, 4e-3, kernels=True, styles=True),
+    "scan": Recipe((48, 24), 24, 1024, 4e-3, kernels=True, styles=True, members=3),
     "prefill": Recipe(kernels=True, styles=True),
     "decode": Recipe(kernels=True),
     # Few rows and one model's shapes: a smaller network, held closer to the physics.
