@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trivet.chip.catalogue import chip
+from trivet.cloud import collectives
 from trivet.cloud.collectives import KINDS, Level, levels_of, time
 from trivet.errors import TrivetError
 from trivet.operators import Transfer
