@@ -81,6 +81,8 @@ def test_widening_bounds_fast_memories_only() -> None:
         for part in ("h200", "l40s")
     )
     assert fast[1] > 1.2 and slow[1] < 1.1
+    four, integers = (_experts(d, "gen", "b200").memory_s[1] for d in ("mxfp4", "int4_wo"))
+    assert integers > 1.3 * four  # Blackwell widens FP4 by an instruction
     assert np.allclose(_experts("nvfp4", "gen", "b200").memory_s, _experts("nvfp4", "cutlass", "b200").memory_s)
 
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+UNPACK_INTEGERS = 32.0  # integer weights that a unit widens in a cycle by bit operations
+
 
 @dataclass(frozen=True, slots=True)
 class ExpertKernel:
@@ -24,6 +26,10 @@ class ExpertKernel:
     unpack: float = 0.0
     like: tuple[str, ...] = ()
     more: tuple[tuple[str, float], ...] = ()
+
+    def widened(self, precision: str) -> float:
+        """Weights of a precision that a unit widens in a cycle: no chip has an instruction for integers."""
+        return min(self.unpack, UNPACK_INTEGERS) if precision.startswith("int") else self.unpack
 
     def launched(self, precision: str) -> float:
         """Kernels launched at a precision."""

@@ -144,7 +144,7 @@ def grouped_terms(op: GroupedGemm, point: ChipPoint, isolated: bool = False, lib
     if kernel.portable:
         compute_s = compute_s * max(1.0, (point.fed_flops or point.peak_flops) / (PORTABLE_FLOPS * cycles))
     if kernel.unpack and (op.dtype in WIDENING or kernel.portable):
-        memory_s = np.hypot(memory_s, numbers / (kernel.unpack * cycles))
+        memory_s = np.hypot(memory_s, numbers / (kernel.widened(op.dtype) * cycles))
     return Terms(
         compute_s,
         memory_s,
