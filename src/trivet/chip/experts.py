@@ -1,4 +1,4 @@
-"""Expert feed-forwards: which kernel an engine runs on a chip, and what its source says of how that kernel works.
+"""Expert feed-forwards: which kernel an engine runs on a chip, and what is known of how that kernel works.
 
 A benchmark shows that the kernel decides, not the engine around it: one kernel under two engines on one chip differs by 2 to 6%
 (Triton's by 10 to 22%: each engine brings tile sizes of its own), two kernels under one engine by up to a factor of 5.

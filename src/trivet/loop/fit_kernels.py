@@ -62,8 +62,8 @@ def with_expert_kernels(data: Samples) -> tuple[Samples, tuple[str, ...]]:
 
 
 def teaching(data: Samples) -> NDArray[Any]:
-    """Rows that say something of other kernels. FlashAttention 3 takes no latents in 8 bits: SGLang widens the cache on every
-    call, which takes up to 10 times as long as reading it."""
+    """Rows that say something of other kernels. SGLang's latent decode over 8 bits on Hopper takes up to 10 times as long as
+    reading the cache, as if it were widened on every call."""
     eight = (data.kind == "mla_decode") & (data.precision == "fp8+fp8")
     return np.asarray(~(eight & (data.library == "sglang") & (data.family == "hopper")))
 
