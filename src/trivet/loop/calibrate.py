@@ -46,7 +46,10 @@ ROWS = {
 RECIPES: dict[str, Recipe] = {kind: Recipe() for kind in KINDS} | {
     "gemm": Recipe(epochs=80, bears=(0, 1), centred=True),
     "gemm_narrow": Recipe(nearest=True),
-    "moe": Recipe(bears=(0, 0, 1), nearest=True, members=3, centred=True),
+    "moe": Recipe(
+        bears=(0, 0, 1), nearest=True, members=3, centred=True,
+        ridge=(("library", 0.1), ("precision", 1.0), ("group", 1.0), ("covariate", 0.5), ("family", 0.3), ("chip", 1.0)),
+    ),
     # Hopper's links answer in two thirds of the time of all others': the family has its share, so that others do not follow it.
     "collective": Recipe(
         (24, 12), 100, 512, 4e-3, 1e-2, tether=0.1, members=6, outlier=0.2,
