@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trivet.chip.catalogue import chip
+from trivet.cloud import collectives
 from trivet.cloud.collectives import KINDS, Level, levels_of, time
 from trivet.errors import TrivetError
 from trivet.operators import Transfer
@@ -71,3 +72,11 @@ def test_known_collectives() -> None:
     gather = time(Transfer("t", "all_gather", 134217728.0, 8, "tp"), levels_of(part, 8), part, "nccl")
     assert 0.5e-3 < reduce.value_s < 0.66e-3
     assert 0.33e-3 < gather.value_s < 0.45e-3
+
+
+def test_grace_launches_slower_without_a_graph() -> None:
+    slow, fast = chip("gb200"), chip("b200")
+    assert collectives.collective_floor("vllm_eager", slow) == pytest.approx(
+        collectives.GRACE_LAUNCH * collectives.collective_floor("vllm_eager", fast)
+    )
+    assert collectives.collective_floor("vllm", slow) == collectives.collective_floor("nccl", fast) == collectives.FLOOR_S

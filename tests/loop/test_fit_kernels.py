@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from trivet.chip import residual
 from trivet.chip.kernels import attention_kernel, attention_style, portable_kernel
-from trivet.loop.fit_kernels import measured_elsewhere, with_kernels
-from trivet.loop.fit_operators import Recipe, Trained, _joined, train
+from trivet.loop.fit_kernels import measured_elsewhere, teaching, with_expert_kernels, with_kernels
+from trivet.loop.fit_operators import Recipe, Trained, _joined, _robust_ridge, train
+from trivet.loop.fit_typical import labelled, seen
 from trivet.loop.operator_tables import Samples
 
 
@@ -76,3 +79,33 @@ def test_hidden_columns_have_no_effect() -> None:
     data = _samples()
     fit = train(data, Recipe((8, 4), 2, 64), 0, hidden=slice(1, 3))
     assert not fit.weights[0][1:3].any() and fit.weights[0][0].any()
+
+
+def test_experts_left_out_are_labelled_by_what_the_rest_knows() -> None:
+    data = _samples()
+    kernel = np.where(data.family == "hopper", "gen", np.where(data.family == "ada", "cutlass", "triton"))
+    library = np.char.add("vllm/", kernel).astype("U24")
+    precision = np.where(data.family == "hopper", "nvfp4", "bf16").astype("U16")
+    x = np.hstack([data.x, (precision[:, None] == np.array(["bf16", "nvfp4"]))]).astype(np.float32)
+    data = replace(data, kind="moe", precisions=("bf16", "nvfp4"), library=library, precision=precision, x=x)
+    named, kernels = with_expert_kernels(data)
+    assert kernels == ("cutlass", "gen", "triton") and named.x.shape[1] == x.shape[1] + 3
+    rest = named.take(named.family != "hopper")
+    found = labelled(named.take(named.family == "hopper"), rest, kernels)
+    assert (found[:, -3:] == [1.0, 0.0, 0.0]).all() and (found[:, -5:-3] == [1.0, 0.0]).all()
+    known = seen(replace(residual.shipped()["moe"], kernels=kernels, precisions=data.precisions), rest, kernels)
+    assert known.kernels == ("cutlass", "", "triton") and known.precisions == ("bf16", "")
+
+
+def test_a_kernel_that_widens_its_cache_teaches_nothing() -> None:
+    data = replace(_samples(), kind="mla_decode", library=np.full(240, "sglang", "U16"))
+    assert teaching(data).all()
+    eight = replace(data, precision=np.full(240, "fp8+fp8", "U16"))
+    assert (teaching(eight) == (eight.family != "hopper")).all()
+    assert teaching(replace(eight, kind="decode")).all()
+
+
+def test_an_outlier_says_less_with_a_narrow_outlier() -> None:
+    design, value, weight = np.ones((6, 1)), np.array([0.0, 0.02, -0.02, 0.01, 0.0, 0.6]), np.ones(6)
+    wide, narrow = (_robust_ridge(design, value, weight, [1e-9], outlier)[0] for outlier in (0.3, 0.05))
+    assert 0.0 < narrow < 0.5 * wide

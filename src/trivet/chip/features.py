@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from trivet.chip.experts import of_library
 from trivet.chip.kernels import feature_library, portable_kernel, precision_of
 from trivet.chip.point import ChipPoint
 from trivet.chip.terms import Terms
@@ -23,16 +24,17 @@ Floats = NDArray[np.float64]
 UNIT_FLOPS, UNIT_BANDWIDTH, SUSTAINED, FETCH_SAVED = 4096.0, 25e9, 0.3, 0.4
 FLOOR_CYCLES = 5000.0  # launch floor of a small kernel in clock cycles, typical: 2 to 3 us on the chips measured
 USUAL_CLOCK_HZ = 1.8e9
-HALF_CLOCKED = ("gemm", "gemm_narrow")
+HALF_CLOCKED = ("gemm", "gemm_narrow", "moe")
 _TINY = 1e-12
 
 
-def floor_seconds(point: ChipPoint, kind: str = "") -> float:
+def floor_seconds(point: ChipPoint, kind: str = "", library: str = "", precision: str = "") -> float:
     """Typical launch floor of the chip: a fixed number of cycles, within the range of clocks seen. Products': half of it
-    follows the units' clock, half (front end, memory) does not."""
+    follows the units' clock, half (front end, memory) does not. Experts': as many as the kernel of ``library`` launches."""
     clock = min(max(point.clock_hz, 1.2e9), 2.6e9)
     if kind in HALF_CLOCKED:
-        return FLOOR_CYCLES / float(np.sqrt(clock * USUAL_CLOCK_HZ))
+        launches = of_library(library).launched(precision) if kind == "moe" else 1.0
+        return launches * FLOOR_CYCLES / float(np.sqrt(clock * USUAL_CLOCK_HZ))
     return FLOOR_CYCLES / clock
 
 
@@ -49,10 +51,10 @@ def _ln(value: Any, lo: float, hi: float) -> Floats:
     return np.log(np.clip(np.asarray(value, dtype=np.float64), *_limits(lo, hi)))
 
 
-def _common(parts: Terms, point: ChipPoint, kind: str = "") -> list[Any]:
+def _common(parts: Terms, point: ChipPoint, kind: str = "", library: str = "", precision: str = "") -> list[Any]:
     longest = np.maximum(parts.compute_s, parts.memory_s)
     return [
-        _ln(longest / floor_seconds(point, kind), -4, 6),
+        _ln(longest / floor_seconds(point, kind, library, precision), -4, 6),
         parts.fill,
         _ln(parts.waves, -4, 5),
         parts.warm,
@@ -94,7 +96,7 @@ def product_features(op: Gemm | Stream | Conv, parts: Terms, point: ChipPoint) -
     ]
 
 
-def grouped_features(op: GroupedGemm, parts: Terms, point: ChipPoint) -> list[Any]:
+def grouped_features(op: GroupedGemm, parts: Terms, point: ChipPoint, library: str = "") -> list[Any]:
     """Expert feed-forward."""
     active = np.maximum(np.asarray(op.active_experts, dtype=np.float64), 1e-3)
     local = np.asarray(op.local_experts, dtype=np.float64)
@@ -104,7 +106,7 @@ def grouped_features(op: GroupedGemm, parts: Terms, point: ChipPoint) -> list[An
     per = rows / active
     blocks = active * np.ceil(per / 64.0)
     return [
-        *_common(parts, point),
+        *_common(parts, point, "moe", library, op.dtype),
         _log2(op.tokens, 0, 16),
         _log2(rows, -3, 19),
         _log2(per, -3, 14),
@@ -188,7 +190,10 @@ def features(kind: str, op: Any, parts: Terms, point: ChipPoint, library: str = 
     """``[rows, features]`` of an operator; rows in C order of the operator's shape."""
     shape = np.shape(parts.compute_s)
     function = _FUNCTIONS[kind]
-    found = function(op, parts, point, library, kind) if function is attention_features else function(op, parts, point)
+    if function is attention_features:
+        found = function(op, parts, point, library, kind)
+    else:
+        found = function(op, parts, point, library) if function is grouped_features else function(op, parts, point)
     matrix = np.empty((len(found), *shape), np.float32)
     for row, value in enumerate(found):
         matrix[row] = value  # broadcasts

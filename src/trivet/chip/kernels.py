@@ -69,6 +69,11 @@ def attention_style(family: str) -> str:
     return "async" if family in ASYNCHRONOUS else "sync"
 
 
+def latent_maker(library: str, family: str, kind: str) -> str:
+    """Whose latent attention a library runs: on Blackwell SGLang calls TensorRT-LLM's."""
+    return "trtllm" if kind.startswith("mla") and library == "sglang" and family == "blackwell" else library
+
+
 def attention_kernel(library: str, family: str, precision: str, kind: str) -> str:
     """Which attention kernel a library runs on an architecture family, for ``precision`` like "bf16+fp8"; "" if not known.
 

@@ -20,7 +20,16 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from trivet.chip.kernels import LIBRARIES, attention_kernel, attention_style, feature_library, nearest_precision
+from trivet.chip.experts import alike as alike_kernels
+from trivet.chip.experts import expert_kernel, nearest_kernel
+from trivet.chip.kernels import (
+    LIBRARIES,
+    attention_kernel,
+    attention_style,
+    feature_library,
+    latent_maker,
+    nearest_precision,
+)
 from trivet.errors import TrivetError
 
 Floats = NDArray[np.float64]
@@ -73,6 +82,7 @@ def indicators(
     wanted = nearest_precision(precision, kind_precisions)
     ones = [name == lib for lib in LIBRARIES] + [wanted == p for p in kind_precisions]
     kernel = library.partition("/")[2]
+    kernel = kernel if kernel in kernels else nearest_kernel(kernel, precision, kernels)
     ones += [kernel == k for k in kernels]
     return np.asarray(ones, np.float32)
 
@@ -81,7 +91,7 @@ def known_group(kind: Kind, library: str, precision: str) -> tuple[str, str]:
     """The measured (library, precision) nearest to what is asked; the second word notes what was assumed."""
     base, _, kernel = library.partition("/")
     others = ("vllm", "sglang", "trtllm", "nccl")
-    alike = [f"{name}/{kernel}" for name in (base, *others)] if kernel else []
+    alike = [f"{name}/{k}" for k in alike_kernels(kernel, precision) for name in (base, *others)]
     for name in (library, *alike, base, *others):
         measured = {key.split("|")[1] for key in kind.group if key.split("|")[0] == name}
         if measured:
@@ -96,11 +106,17 @@ def with_kernel(
     kinds: dict[str, Kind], kind: str, library: str, family: str, precision: str
 ) -> tuple[str, str]:
     """(kind, library) to time an attention with: the kind that knows its kernel, where that was measured, else as given."""
+    if kind == "moe":
+        library = library.replace("trtllm_min", "trtllm/min")
+        if not kinds[kind].kernels or "/" in library:
+            return kind, library if kinds[kind].kernels else library.partition("/")[0]
+        return kind, f"{library}/{expert_kernel(library, family, precision)}"
     known = kinds.get(kind + KNOWN)
     kernel = "" if known is None else attention_kernel(library, family, precision, kind)
     if known is not None and kernel and f"{library}/{kernel}|{precision}" in known.group:
         return kind + KNOWN, f"{library}/{kernel}"
-    return kind, f"{library}/{attention_style(family)}" if kinds[kind].kernels else library
+    maker = latent_maker(library, family, kind)
+    return kind, f"{maker}/{attention_style(family)}" if kinds[kind].kernels else library
 
 
 class Named(Protocol):

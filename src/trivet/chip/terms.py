@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from trivet.chip.experts import PORTABLE_FLOPS, WIDENING, of_library, widened_ahead
 from trivet.chip.point import OPERAND_BYTES, ChipPoint
 from trivet.errors import Unsupported
 from trivet.operators import ACTIVATION_BYTES, WEIGHT_BYTES, Attention, Conv, Gemm, GroupedGemm, Scan, Stream
@@ -32,6 +33,8 @@ DECODE_REACH, DECODE_FADE = 1.1, 0.2  # working set over cache at which nothing 
 DECODE_L2_BYTES_PER_CYCLE, DECODE_L2_OVER_HBM = 18.0, (2.0, 4.5)
 # A block's chain of dependent reads (page table, queries, keys, result): bound by latency, so about the same on every chip.
 BLOCK_S = 3.9e-6
+
+ABSORBED = 576.0 + 512.0  # widths of keys and values where latents are multiplied in place of heads
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -120,8 +123,9 @@ def gemm_terms(op: Gemm, point: ChipPoint, isolated: bool = False) -> Terms:
     )
 
 
-def grouped_terms(op: GroupedGemm, point: ChipPoint, isolated: bool = False) -> Terms:
-    """Expert feed-forward: every active expert's weights are read once, rows are quantised to tiles per expert."""
+def grouped_terms(op: GroupedGemm, point: ChipPoint, isolated: bool = False, library: str = "") -> Terms:
+    """Expert feed-forward: every active expert's weights are read once, rows are quantised to tiles per expert. A kernel that
+    widens weights in its units does so at a rate of theirs; one built on Ampere's multiply runs at Ampere's rate a unit."""
     hidden, inter = _array(op.hidden), _array(op.intermediate)
     local_rows, active = _array(op.local_rows), np.maximum(_array(op.active_experts), 1e-9)
     rows = local_rows / active
@@ -129,13 +133,21 @@ def grouped_terms(op: GroupedGemm, point: ChipPoint, isolated: bool = False) -> 
     up, fill, waves = _tiled(rows, (factor - 1.0) * inter, hidden, active, point)
     down, _, _ = _tiled(rows, hidden, inter, active, point)
     activation = ACTIVATION_BYTES[op.dtype] if point.native else 2.0
-    weights = WEIGHT_BYTES[op.dtype] * factor * hidden * inter * active
-    total = weights + local_rows * (activation * hidden + 2.0 * hidden + 2.0 * factor * inter)
+    kernel = of_library(library)
+    numbers = factor * hidden * inter * active
+    width = 2.0 if widened_ahead(library.partition("/")[2], op.dtype) else WEIGHT_BYTES[op.dtype]
+    total = width * numbers + local_rows * (activation * hidden + 2.0 * hidden + 2.0 * factor * inter)
     warm = _warm(total, point, isolated)
     zero = np.zeros_like(up)
+    compute_s, memory_s = up + down, _memory_s(total, warm, point)
+    cycles = point.units * point.clock_hz
+    if kernel.portable:
+        compute_s = compute_s * max(1.0, (point.fed_flops or point.peak_flops) / (PORTABLE_FLOPS * cycles))
+    if kernel.unpack and (op.dtype in WIDENING or kernel.portable):
+        memory_s = np.hypot(memory_s, numbers / (kernel.widened(op.dtype) * cycles))
     return Terms(
-        up + down,
-        _memory_s(total, warm, point),
+        compute_s,
+        memory_s,
         fill,
         waves,
         warm,
@@ -146,7 +158,16 @@ def grouped_terms(op: GroupedGemm, point: ChipPoint, isolated: bool = False) -> 
     )
 
 
-def attention_terms(op: Attention, point: ChipPoint, isolated: bool = False) -> Terms:
+def _latent_work(op: Attention, point: ChipPoint, library: str) -> Floats | float:
+    """Time of a latent prefill's products over that of its expanded heads at the peak of its precision: a cache in 8 bits is
+    multiplied in 16, and SGLang's FlashAttention 3 and Triton kernels (all but Blackwell's) multiply latents, not heads."""
+    wide = 2.0 if point.native and point.math == "fp8" else 1.0
+    if not library.startswith("sglang") or point.family == "blackwell":
+        return wide
+    return wide * ABSORBED / (_array(op.qk_head_dim) + _array(op.v_head_dim))
+
+
+def attention_terms(op: Attention, point: ChipPoint, isolated: bool = False, library: str = "") -> Terms:
     """Softmax attention: keys and values read once per sequence and key head; query tiles, or key splits in decode."""
     q, sequences = _array(op.q_tokens), _array(op.sequences)
     heads, kv_heads = _array(op.heads), np.maximum(_array(op.kv_heads), 1.0)
@@ -162,6 +183,8 @@ def attention_terms(op: Attention, point: ChipPoint, isolated: bool = False) -> 
     flops = _array(op.flops)
     compute_s = flops * padded / point.peak_flops / fill
     total = _array(op.bytes)
+    if op.kind != "mla" and float(np.max(op.qk_head_dim)) != float(np.max(op.v_head_dim)):
+        compute_s = compute_s * _latent_work(op, point, library)
     if op.kind != "mla" and float(np.max(q)) <= 8.0:
         compute_s = compute_s + waves * BLOCK_S
         reach = np.clip((DECODE_REACH - total / max(point.l2_bytes, 1.0)) / DECODE_FADE, 0.0, 1.0)
@@ -254,8 +277,13 @@ def conv_terms(op: Conv, point: ChipPoint, isolated: bool = False) -> Terms:
     )
 
 
-def terms(op: Any, point: ChipPoint, isolated: bool = False) -> Terms:
-    """Dispatch on the operator's kind; raises Unsupported for one that is no compute operator."""
+def terms(op: Any, point: ChipPoint, isolated: bool = False, library: str = "") -> Terms:
+    """Dispatch on the operator's kind; ``library`` ("library/kernel") tells the kernel of experts. Raises Unsupported for one
+    that is no compute operator."""
+    if isinstance(op, GroupedGemm):
+        return grouped_terms(op, point, isolated, library)
+    if isinstance(op, Attention):
+        return attention_terms(op, point, isolated, library)
     for kind, function in _KINDS:
         if isinstance(op, kind):
             found: Terms = function(op, point, isolated)

@@ -104,7 +104,8 @@ def time(
     if not graph:
         host = point.host_launch_s or HOST_LAUNCH_S
         parts = (np.maximum(parts[0], host), *parts[1:4], np.maximum(parts[4], host))
-    return _seconds(operator, point, kinds[held], belief, parts, wanted.note, kind)
+    floor = floor_seconds(point, kind, library, precision)
+    return _seconds(operator, point, kinds[held], belief, parts, wanted.note, floor)
 
 
 # A CPU's kernels: 80% of the peak, 86% of the bandwidth, a call of about a microsecond.
@@ -210,15 +211,17 @@ def predict_flat(
 ) -> tuple[Floats, ...]:
     """Flat (seconds, compute, bandwidth, launch shares, floor seconds). A variant is corrected as its ``origin`` is; not
     ``bounded`` by the data sheet, the seconds follow every change of ``offset``."""
-    ideal = terms(operator, point, isolated)
+    ideal = terms(operator, point, isolated, library)
     known = point if origin is None else origin
-    matrix = features(kind, operator, ideal if known is point else terms(operator, known, isolated), known, library)
+    parts = ideal if known is point else terms(operator, known, isolated, library)
+    matrix = features(kind, operator, parts, known, library)
     ones = residual.indicators(learned.precisions, library, precision_of(operator), learned.kernels)
     correction = residual.network(learned, np.hstack([matrix, np.broadcast_to(ones, (len(matrix), len(ones)))]))
     if point.fine_grained:
         correction = np.zeros_like(correction)  # what accelerators' kernels taught does not hold for a CPU
+    usual = floor_seconds(point, kind, library, precision_of(operator))
     value, *shares, floor = residual.combine(
-        ideal.compute_s.ravel(), ideal.memory_s.ravel(), floor_seconds(point, kind), correction + offset
+        ideal.compute_s.ravel(), ideal.memory_s.ravel(), usual, correction + offset
     )
     return (np.maximum(value, _physical_bound(kind, ideal, point)) if bounded else value, *shares, floor)
 
@@ -234,11 +237,17 @@ def _physical_bound(kind: str, ideal: Terms, point: ChipPoint) -> Floats:
 
 
 def _seconds(
-    operator: Compute, point: ChipPoint, learned: residual.Kind, belief: _Belief, parts: tuple[Floats, ...], note: str, kind: str
+    operator: Compute,
+    point: ChipPoint,
+    learned: residual.Kind,
+    belief: _Belief,
+    parts: tuple[Floats, ...],
+    note: str,
+    usual: float,
 ) -> Seconds:
     value, compute, bandwidth, launch, floor = parts
     shares = np.column_stack([compute, bandwidth, launch])
-    size = np.log(np.maximum(value / floor_seconds(point, kind), 1e-3))
+    size = np.log(np.maximum(value / usual, 1e-3))
     own = residual.own_sigma(learned, shares, size, belief.how, belief.precision)
     total = np.sqrt(own**2 + ((shares * belief.sigma) ** 2).sum(1))
     said = [n for n in (note, belief.note, _widened(operator, point)) if n]

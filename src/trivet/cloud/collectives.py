@@ -167,6 +167,8 @@ def _seconds(value: Floats, sigma: Floats, link: Floats, floor: Any, own: Any, s
 
 LEARNED = ("all_reduce", "all_gather", "reduce_scatter", "all_to_all")
 FLOOR_S = 4e-6  # before calibration: two flags across the links, and a launch
+# Without a graph the host launches: Grace takes this many times as long as x86, as the floors of dispatch to experts show too.
+GRACE_LAUNCH = 2.7
 PCIE_BYTES_PER_S = 100e9  # a link below this rate is PCIe's, or like it
 # What runs a collective: name -> (group in the calibration, custom kernels, launched without a graph).
 BACKENDS = {
@@ -222,7 +224,7 @@ def _scale_up_name(server: str) -> str:
 
 
 def collective_features(
-    kind: str, size: Floats, n: int, bandwidth: float, name: str, in_switch: bool
+    kind: str, size: Floats, n: int, bandwidth: float, name: str, in_switch: bool, floor_s: float = FLOOR_S
 ) -> tuple[Floats, NDArray[np.float32]]:
     """(ideal seconds [rows, 3]: ring volume over the link, a hundredth of it, floor; features [rows, features]).
 
@@ -233,10 +235,10 @@ def collective_features(
     volume = ring_share(kind, n) * size / bandwidth
     ones = np.ones_like(size)
     columns = [
-        np.log2(float(n)) * ones, np.log(np.clip(volume / FLOOR_S, 1e-4, 1e4)), custom * ones, eager * ones,
+        np.log2(float(n)) * ones, np.log(np.clip(volume / floor_s, 1e-4, 1e4)), custom * ones, eager * ones,
         (bandwidth < PCIE_BYTES_PER_S) * ones, float(in_switch and n >= 8) * ones, *((kind == k) * ones for k in LEARNED),
     ]  # fmt: skip
-    return np.column_stack([volume, volume / 100.0, FLOOR_S * ones]), np.column_stack(columns).astype(np.float32)
+    return np.column_stack([volume, volume / 100.0, floor_s * ones]), np.column_stack(columns).astype(np.float32)
 
 
 def collective_group(name: str, bandwidth: float, chip: Chip) -> str:
@@ -244,8 +246,16 @@ def collective_group(name: str, bandwidth: float, chip: Chip) -> str:
     host, where Grace takes 2 to 4 times as long as x86."""
     if bandwidth < PCIE_BYTES_PER_S:
         return f"{name}/pcie"
-    slow = BACKENDS[name][1] > 0.0 and chip.server != "" and fabric.server_of(chip).host == "grace"
-    return f"{name}/grace" if slow else name
+    return f"{name}/grace" if _slow_host(name, chip) else name
+
+
+def _slow_host(name: str, chip: Chip) -> bool:
+    return BACKENDS[name][1] > 0.0 and chip.server != "" and fabric.server_of(chip).host == "grace"
+
+
+def collective_floor(name: str, chip: Chip) -> float:
+    """Seconds of a back end's smallest collective before calibration."""
+    return FLOOR_S * (GRACE_LAUNCH if _slow_host(name, chip) else 1.0)
 
 
 def collective_label(kind: str, name: str, dtype: str = "bf16") -> str:
@@ -268,14 +278,15 @@ def _learned(transfer: Transfer, size: Floats, level: LinkLevel, chip: Chip, lib
     shape, flat = size.shape, size.ravel()
     called = collective_label(transfer.kind, name, transfer.dtype)
     in_switch = reduced_in_switch(called, chip)
-    base, x = collective_features(transfer.kind, flat, transfer.group, bandwidth, name, in_switch)
+    floor_s = collective_floor(name, chip)
+    base, x = collective_features(transfer.kind, flat, transfer.group, bandwidth, name, in_switch, floor_s)
     ones = residual.indicators(learned.precisions, name, called)
     group = collective_group(name, bandwidth, chip)
     correction = residual.network(learned, np.hstack([x, np.broadcast_to(ones, (len(x), len(ones)))]))
     offset, spread, how, note = residual.offsets(learned, chip, group, called, COVARIATES)
-    value, a, b, launch, floor = residual.combine(base[:, 0], base[:, 1], FLOOR_S, correction + offset)
+    value, a, b, launch, floor = residual.combine(base[:, 0], base[:, 1], floor_s, correction + offset)
     shares = np.column_stack([a, b, launch])
-    own = residual.own_sigma(learned, shares, np.log(np.maximum(value / FLOOR_S, 1e-3)), how, called)
+    own = residual.own_sigma(learned, shares, np.log(np.maximum(value / floor_s, 1e-3)), how, called)
     sheet = float(getattr(level, "log_sigma", 0.0))
     factors = np.array([np.hypot(spread[0], sheet), np.hypot(spread[1], sheet), spread[2]])
     total = np.sqrt(own**2 + ((shares * factors) ** 2).sum(1))

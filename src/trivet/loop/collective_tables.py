@@ -14,6 +14,7 @@ from trivet.cloud.collectives import (
     LEARNED,
     backend,
     collective_features,
+    collective_floor,
     collective_group,
     collective_label,
     levels_of,
@@ -68,7 +69,8 @@ def load_collectives(folder: Path) -> Samples:
         bandwidth = levels_of(chip, int(n))[0].bandwidth_bytes_per_s
         rows, called = len(part), collective_label(kind, library, "int8" if width == 1 else "bf16")
         size, in_switch = part["bytes"].to_numpy().astype(np.float64), reduced_in_switch(called, chip)
-        base, x = collective_features(kind, size, int(n), bandwidth, library, in_switch)
+        floor_s = collective_floor(library, chip)
+        base, x = collective_features(kind, size, int(n), bandwidth, library, in_switch, floor_s)
         ones = np.broadcast_to(indicators(precisions, library, called), (rows, 3 + len(precisions)))
         found.append(
             Samples(

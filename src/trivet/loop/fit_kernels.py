@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from trivet.chip.kernels import LIBRARIES, attention_kernel, attention_style
+from trivet.chip.kernels import LIBRARIES, attention_kernel, attention_style, latent_maker
 from trivet.loop.fit_operators import Recipe
 from trivet.loop.operator_tables import Samples
 
@@ -28,7 +28,8 @@ def as_fitted(data: Samples, recipe: Recipe) -> tuple[Samples, tuple[str, ...]]:
     if not recipe.styles:
         return data, ()
     style = np.array([attention_style(str(family)) for family in data.family])
-    library = np.char.add(np.char.add(data.library, "/"), style).astype("U16")
+    maker = np.array([latent_maker(str(a), str(b), data.kind) for a, b in zip(data.library, data.family, strict=True)])
+    library = np.char.add(np.char.add(maker, "/"), style).astype("U16")
     ones = (style[:, None] == "async").astype(np.float32)
     return replace(data, x=np.hstack([data.x, ones]), library=library), ("async",)
 
@@ -50,6 +51,21 @@ def with_kernels(data: Samples, kernels: tuple[str, ...] = ()) -> tuple[Samples,
     ones = (kernel[:, None] == np.array(kernels)).astype(np.float32)
     library = np.char.add(np.char.add(data.library, "/"), kernel).astype("U16")
     return replace(data, x=np.hstack([data.x, ones]), library=library), kernels
+
+
+def with_expert_kernels(data: Samples) -> tuple[Samples, tuple[str, ...]]:
+    """Samples of experts, whose library is "library/kernel", with an indicator for each kernel; the kernels in that order."""
+    kernel = np.char.partition(data.library, "/")[:, 2]
+    kernels = tuple(sorted({str(k) for k in np.unique(kernel)}))
+    ones = (kernel[:, None] == np.array(kernels)).astype(np.float32)
+    return replace(data, x=np.hstack([data.x, ones])), kernels
+
+
+def teaching(data: Samples) -> NDArray[Any]:
+    """Rows that say something of other kernels. SGLang's latent decode over 8 bits on Hopper takes up to 10 times as long as
+    reading the cache, as if it were widened on every call."""
+    eight = (data.kind == "mla_decode") & (data.precision == "fp8+fp8")
+    return np.asarray(~(eight & (data.library == "sglang") & (data.family == "hopper")))
 
 
 def measured_elsewhere(data: Samples) -> NDArray[Any]:

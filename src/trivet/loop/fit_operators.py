@@ -44,6 +44,7 @@ class Recipe:
     nearest: bool = False  # left out, a precision that no other family has is labelled as the nearest
     kernels: bool = False  # a second fit that knows which kernel each library runs on a family
     styles: bool = False  # where the kernel is not known, how kernels are built on a family is
+    outlier: float = 0.3  # log offset beyond which a group says little of chips that were not seen
     members: int = 1  # networks from as many seeds, joined into one whose corrections are their mean
 
 
@@ -258,7 +259,7 @@ def take_apart(
     firm = [[1e6 if b not in (-1, j) else p for b, p in zip(bears, penalty, strict=True)] for j in range(3)]
     told = [i for i, (what, _) in enumerate(names) if what == "covariate"]
     solution = np.column_stack(
-        [_held_back(design[inside], values[inside, j], weight[inside], firm[j], told) for j in range(3)]
+        [_held_back(design[inside], values[inside, j], weight[inside], firm[j], told, recipe.outlier) for j in range(3)]
     )
     found = dict(zip(names, solution, strict=True))
 
@@ -290,12 +291,14 @@ def _outsiders(parts: Parts, keys: list[str], values: Floats, family_of: Any, co
     return replace(parts, family=family)
 
 
-def _held_back(design: Floats, value: Floats, weight: Floats, penalty: list[float], told: list[int]) -> Floats:
+def _held_back(
+    design: Floats, value: Floats, weight: Floats, penalty: list[float], told: list[int], outlier: float
+) -> Floats:
     """Robust ridge regression in which no column of ``told`` has a negative slope: more peak a watt, or more bandwidth a unit,
     never brings a chip nearer to its data sheet. Those that would are left out."""
     penalty = list(penalty)
     while True:
-        solution = _robust_ridge(design, value, weight, penalty)
+        solution = _robust_ridge(design, value, weight, penalty, outlier)
         wrong = [i for i in told if solution[i] < 0.0 and penalty[i] < 1e6]
         if not wrong:
             solution[told] = np.maximum(solution[told], 0.0)
@@ -304,15 +307,15 @@ def _held_back(design: Floats, value: Floats, weight: Floats, penalty: list[floa
             penalty[i] = 1e6
 
 
-def _robust_ridge(design: Floats, value: Floats, weight: Floats, penalty: list[float]) -> Floats:
-    """Iteratively reweighted: a group far off (0.3 and more in log) counts less."""
+def _robust_ridge(design: Floats, value: Floats, weight: Floats, penalty: list[float], outlier: float) -> Floats:
+    """Iteratively reweighted: a group far off (``outlier`` and more in log) counts less."""
     trust: Any = np.ones(len(value))
     solution = np.zeros(design.shape[1])
     for _ in range(8):
         scaled = design * (weight * np.sqrt(trust))[:, None]
         target = value * weight * np.sqrt(trust)
         solution = np.linalg.solve(scaled.T @ scaled + np.diag(penalty), scaled.T @ target)
-        trust = 1.0 / (1.0 + ((value - design @ solution) / 0.3) ** 2)
+        trust = 1.0 / (1.0 + ((value - design @ solution) / outlier) ** 2)
     return np.asarray(solution)
 
 

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from trivet.chip import residual
 from trivet.chip.catalogue import chip as catalogue_chip
 from trivet.chip.centre import centre
+from trivet.chip.experts import nearest_kernel
 from trivet.chip.kernels import nearest_precision
 from trivet.chip.point import chip_point
 from trivet.loop.fit_operators import Parts, Recipe, Trained, assemble, take_apart
@@ -26,11 +27,12 @@ def assembled(
     return replace(assemble(trained, parts, data.precisions, new, near), centred=recipe.centred)
 
 
-def centred(trained: Trained, data: Samples, recipe: Recipe) -> Trained:
+def centred(trained: Trained, data: Samples, recipe: Recipe, kernels: tuple[str, ...] = ()) -> Trained:
     """The same with the offsets of a typical shape, as they are taken apart."""
     if not recipe.centred:
         return trained
     bare = assemble(trained, Parts({}, np.zeros((0, 3)), np.zeros(0), {}, {}), data.precisions, np.zeros(3), np.zeros(3))
+    bare = replace(bare, kernels=kernels)
     found = {}
     for key, offset in trained.offsets.items():
         chip, library, precision = key.split("|")
@@ -39,10 +41,28 @@ def centred(trained: Trained, data: Samples, recipe: Recipe) -> Trained:
     return replace(trained, offsets=found)
 
 
-def labelled(data: Samples, rest: Samples) -> NDArray[np.float32]:
-    """Features of ``data`` with precisions that ``rest`` lacks labelled as the nearest that it has."""
+def seen(kind: residual.Kind, data: Samples, kernels: tuple[str, ...]) -> residual.Kind:
+    """A kind of experts that does not take precisions and kernels for known which ``data`` lacks; their places stay."""
+    have = set(np.unique(np.char.partition(data.library, "/")[:, 2]).tolist())
+    precisions = tuple(p if (data.precision == p).any() else "" for p in data.precisions)
+    return replace(kind, precisions=precisions, kernels=tuple(k if k in have else "" for k in kernels))
+
+
+def expert_indicators(key: str, rest: Samples, kernels: tuple[str, ...]) -> NDArray[np.float32]:
+    """Indicator of the kernel in ``key`` ("chip|library/kernel|precision"), or of the nearest one that ``rest`` knows."""
+    _, library, precision = key.split("|")
+    known = tuple(k for k in kernels if np.char.endswith(rest.library, "/" + k).any())
+    wanted = nearest_kernel(library.partition("/")[2], precision, known)
+    return np.asarray([k == wanted for k in kernels], np.float32)
+
+
+def labelled(data: Samples, rest: Samples, kernels: tuple[str, ...] = ()) -> NDArray[np.float32]:
+    """Features of ``data`` with precisions and kernels (the last columns) that ``rest`` lacks labelled as the nearest it has."""
     x, seen = data.x.copy(), tuple(p for p in data.precisions if (rest.precision == p).any())
-    start = x.shape[1] - len(data.precisions)
+    if kernels:
+        for number, key in enumerate(data.groups[0]):
+            x[data.groups[1] == number, -len(kernels) :] = expert_indicators(key, rest, kernels)
+    start = x.shape[1] - len(kernels) - len(data.precisions)
     for number, label in enumerate(data.precisions):
         mine = data.precision == label
         if label not in seen and mine.any():

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trivet.chip.catalogue import chip as catalogue_chip
+from trivet.chip.experts import expert_kernel
 from trivet.chip.features import covariates, features, floor_seconds
 from trivet.chip.kernels import KINDS, WIDE, precision_of
 from trivet.chip.point import chip_point
@@ -72,14 +73,12 @@ class Samples:
         )  # fmt: skip
 
 
-def kernel_library(op: str, engine: str, dtype: str, source: str) -> str:
-    """The profile of a row. Two are apart: vLLM's block-FP8 products, timed with their host cost (tens to hundreds of us),
-    and TensorRT-LLM's low-latency experts, measured beside its ordinary ones for the same shapes."""
+def kernel_library(op: str, engine: str, dtype: str, source: str, family: str = "") -> str:
+    """The profile of a row. vLLM's block-FP8 products are apart, timed with their host cost (tens to hundreds of us); experts
+    belong to "engine/kernel"."""
     if op == "gemm" and engine == "vllm" and dtype == "fp8_block":
         return "vllm_host"
-    if op == "moe" and engine == "trtllm" and "min_latency" in source:
-        return "trtllm_min"
-    return engine
+    return f"{engine}/{expert_kernel(engine, family, dtype, source)}" if op == "moe" else engine
 
 
 def _clean(op: str, frame: Any, pl: Any) -> Any:
@@ -149,16 +148,16 @@ def _part(kind: str, op: str, group: dict[str, str], part: Any, precisions: tupl
     )
     found = operator(op, dtype, kv_dtype, columns, group)
     point = chip_point(part_chip, found.dtype)
-    ideal = terms(found, point, True)
-    library = kernel_library(op, group["engine"], dtype, group.get("kernel_source", ""))
+    library = kernel_library(op, group["engine"], dtype, group.get("kernel_source", ""), part_chip.family)
+    ideal = terms(found, point, True, library)
     label = precision_of(found)
     rows = len(part)
     ones = np.broadcast_to(indicators(precisions, library, label), (rows, 3 + len(precisions)))
-    base = np.column_stack([ideal.compute_s, ideal.memory_s, np.full(rows, floor_seconds(point, kind))])
+    base = np.column_stack([ideal.compute_s, ideal.memory_s, np.full(rows, floor_seconds(point, kind, library, label))])
     return Samples(
         kind, precisions, np.hstack([features(kind, found, ideal, point, library), ones]), base,
         part["latency"].cast(float).to_numpy() * 1e-3, np.full(rows, part_chip.name, "U32"),
-        np.full(rows, part_chip.family, "U24"), np.full(rows, library, "U16"), np.full(rows, label, "U16"),
+        np.full(rows, part_chip.family, "U24"), np.full(rows, library, "U24"), np.full(rows, label, "U16"),
         np.tile(covariates(point, kind), (rows, 1)),
     )  # fmt: skip
 

@@ -153,7 +153,7 @@ def _group(key: tuple[str, ...], rows: list[dict[str, str]]) -> list[Answer]:
         label = collectives.backend(engine, source, backend)
         return _answers(collectives.time(built, levels, chip, label, version), len(rows), "")
     library = profile(engine, version)
-    used = kernel_library(op, library.library, dtype, source)
+    used = kernel_library(op, library.library, dtype, source, chip.family)
     if op == "linear_attention_gdn" and not phase:
         raise TrivetError("missing", field="phase", allowed="context, generation")
     found = time(built, chip, used, version, isolated=True, kind=KINDS.get(op, ""))

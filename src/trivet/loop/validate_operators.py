@@ -45,8 +45,9 @@ def from_fits(fits: Iterable[Fit]) -> Compared:
     parts: dict[str, list[Any]] = {name: [] for name in ("op", "dtype", "chip", "family", "engine")}
     for fit in found:
         parts["op"].append(np.full(len(fit.data.seconds), fit.data.kind.removesuffix("_narrow"), "U16"))
-        for name, column in (("dtype", "precision"), ("chip", "chip"), ("family", "family"), ("engine", "library")):
+        for name, column in (("dtype", "precision"), ("chip", "chip"), ("family", "family")):
             parts[name].append(getattr(fit.data, column))
+        parts["engine"].append(np.char.partition(fit.data.library, "/")[:, 0])
     measured = np.concatenate([f.data.seconds for f in found])
     predicted = np.concatenate([f.outside_s for f in found])
     sigma = np.concatenate([f.outside_sigma for f in found])
