@@ -26,6 +26,8 @@ SPLIT_K_MIN = 256.0  # shortest useful slice of the inner dimension, elements
 COPIES = 6.0  # kernel benchmarks of products go round as many sets of buffers, so that only small ones stay in the cache
 L2_OVER_HBM = 3.0  # bandwidth that products see from the last-level cache over that of the memory
 L2_BYTES_PER_CYCLE = 24.0  # what the cache gives one unit in a cycle where reads are spread evenly, as in attention
+# Power limits: kernels of a millisecond and more are slowed by as much again; how sharply the limit takes over from the tiles.
+THROTTLE_LATER, THROTTLE_S, THROTTLE_POWER = 0.3, 0.7e-3, 8.0
 # Decode reads keys once: a repeated call finds them in the cache as long as they fit, and none soon after (least recently used
 # goes first). L40S and RTX PRO read them at 4 times their memory's rate, Hopper and Blackwell at no less than twice.
 DECODE_REACH, DECODE_FADE = 1.1, 0.2  # working set over cache at which nothing is left; width of the fall
@@ -97,6 +99,17 @@ def _quantise_s(values: Floats, width: float, point: ChipPoint) -> Floats | floa
     return _memory_s(values * (2.0 + width), held, point)
 
 
+def _throttled(compute_s: Floats, flops: Floats, point: ChipPoint) -> Floats:
+    """Compute time of products where the power limit holds the clock down: at once by what the board can draw, after about a
+    millisecond by what it may draw for long."""
+    if not point.power_flops:
+        return compute_s
+    held = flops / point.power_flops * (1.0 + THROTTLE_LATER * compute_s / (compute_s + THROTTLE_S))
+    larger = np.maximum(np.maximum(compute_s, held), 1e-30)
+    both = (np.minimum(compute_s, held) / larger) ** THROTTLE_POWER
+    return np.asarray(larger * (1.0 + both) ** (1.0 / THROTTLE_POWER))
+
+
 def gemm_terms(op: Gemm, point: ChipPoint, isolated: bool = False) -> Terms:
     """Dense product: weights, activations and output cross the bus once; tiles and waves quantise the compute. The pass that
     quantises activations comes before either, so it lengthens both."""
@@ -108,7 +121,7 @@ def gemm_terms(op: Gemm, point: ChipPoint, isolated: bool = False) -> Terms:
     before = _quantise_s(batch * m * k, activation, point)
     flops = 2.0 * batch * m * n * k
     return Terms(
-        compute_s + before,
+        _throttled(compute_s, flops, point) + before,
         _memory_s(total, warm, point) + before,
         fill,
         waves,
