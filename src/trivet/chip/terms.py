@@ -26,8 +26,10 @@ SPLIT_K_MIN = 256.0  # shortest useful slice of the inner dimension, elements
 COPIES = 6.0  # kernel benchmarks of products go round as many sets of buffers, so that only small ones stay in the cache
 L2_OVER_HBM = 3.0  # bandwidth that products see from the last-level cache over that of the memory
 L2_BYTES_PER_CYCLE = 24.0  # what the cache gives one unit in a cycle where reads are spread evenly, as in attention
-# Power limits: kernels of a millisecond and more are slowed by as much again; how sharply the limit takes over from the tiles.
+# Power limits: what a kernel of well over THROTTLE_S is slowed by beyond what holds from its start (a board regulates its mean
+# power), and how sharply the limit takes over from the tiles.
 THROTTLE_LATER, THROTTLE_S, THROTTLE_POWER = 0.3, 0.7e-3, 8.0
+ATTENTION_POWER = 1.4  # operations a joule of attention over those of products: the softmax keeps the matrix units waiting
 # Decode reads keys once: a repeated call finds them in the cache as long as they fit, and none soon after (least recently used
 # goes first). L40S and RTX PRO read them at 4 times their memory's rate, Hopper and Blackwell at no less than twice.
 DECODE_REACH, DECODE_FADE = 1.1, 0.2  # working set over cache at which nothing is left; width of the fall
@@ -182,6 +184,7 @@ def attention_terms(op: Attention, point: ChipPoint, isolated: bool = False) -> 
         rate = DECODE_L2_BYTES_PER_CYCLE * point.units * point.clock_hz / point.bandwidth
         cache = min(max(rate, DECODE_L2_OVER_HBM[0]), DECODE_L2_OVER_HBM[1])
     else:
+        compute_s = _throttled(compute_s, flops / ATTENTION_POWER, point)
         warm = _warm(total, point, isolated, 2.0)
         cache = max(1.3, L2_BYTES_PER_CYCLE * point.units * point.clock_hz / point.bandwidth)
     zero = np.zeros_like(compute_s)

@@ -41,7 +41,7 @@ RECIPES: dict[str, Recipe] = {kind: Recipe() for kind in KINDS} | {
     "moe": Recipe(bears=(0, 0, 1), nearest=True, members=3),
     "collective": Recipe((24, 12), 100, 512, 4e-3, 1e-2, tether=0.1, members=3),
     "scan": Recipe((48, 24), 24, 1024, 4e-3, kernels=True, styles=True),
-    "prefill": Recipe(kernels=True, styles=True),
+    "prefill": Recipe(kernels=True, styles=True, members=3),
     "decode": Recipe(kernels=True),
     # Few rows and one model's shapes: a smaller network, held closer to the physics.
     "mla_prefill": Recipe((48, 24), 24, 1024, 4e-3, 0.5, kernels=True, styles=True),
