@@ -159,7 +159,7 @@ def _build(chip: Chip, dtype: str) -> ChipPoint:
 
 
 def _power_flops(chip: Chip, cycle_flops: float, math_dtype: str) -> float:
-    """Matrix rate that the power limit allows; where the limit is an interval, its upper end, so that only what is known binds."""
+    """Matrix rate that the power limit allows; of a limit that is an interval the upper end, so that only what is known binds."""
     limit = chip.facts.get("tdp_w")
     if limit is None or chip.role != "accelerator":
         return 0.0
