@@ -9,6 +9,7 @@ import pytest
 
 from trivet.chip.benchmarks import Update
 from trivet.chip.catalogue import chip
+from trivet.chip.features import covariates
 from trivet.chip.point import chip_point
 from trivet.chip.terms import THROTTLE_LATER, gemm_terms
 from trivet.facts import Fact
@@ -73,3 +74,12 @@ def test_what_16_bit_benchmarks_show_hardly_moves_narrow_products() -> None:
     assert (own == found.delta).all()
     assert (np.abs(narrow[:2]) < np.abs(other[:2])).all() and (narrow[:2] > 0).all() and narrow[2] == 0.0
     assert (spread >= spread_other).all()
+
+
+@pytest.mark.parametrize(
+    ("name", "stacked"), [("a100-40gb", True), ("v100", True), ("h20", True), ("l40s", False), ("rtx-pro-6000", False)]
+)
+def test_stacked_memory_is_told_from_that_on_the_board(name: str, stacked: bool) -> None:
+    point = chip_point(chip(name), "bf16")
+    assert point.stacked == stacked
+    assert covariates(point, "gemm")[1] == float(stacked)

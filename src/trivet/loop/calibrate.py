@@ -36,7 +36,7 @@ ROWS = {
     "scan": 400,
 }  # fmt: skip
 RECIPES: dict[str, Recipe] = {kind: Recipe() for kind in KINDS} | {
-    "gemm": Recipe(epochs=80, bears=(1,), centred=True, members=3),
+    "gemm": Recipe(epochs=80, bears=(1, 1), centred=True, members=3),
     "gemm_narrow": Recipe(nearest=True, members=3),
     "moe": Recipe(bears=(0, 0, 1), nearest=True, members=3),
     "collective": Recipe((24, 12), 100, 512, 4e-3, 1e-2, tether=0.1, members=3),
