@@ -142,7 +142,7 @@ def test_a_chip_without_rates_is_refused_by_name() -> None:
     [
         # Public kernel tables (aiconfigurator-core 0.12): medians of these shapes.
         (Gemm("g", 4096.0, 4096.0, 4096.0), "h100", 150, 190),
-        (Gemm("g", 8192.0, 4096.0, 4096.0), "b200", 140, 180),
+        (Gemm("g", 8192.0, 4096.0, 4096.0), "b200", 150, 200),  # 163 to 198 by engine
         (Gemm("g", 4096.0, 4096.0, 4096.0), "a100-80gb", 480, 600),
         (Gemm("g", 1.0, 4096.0, 4096.0), "h200", 10.5, 15),
     ],

@@ -19,8 +19,9 @@ Floats = NDArray[np.float64]
 NOISE = 0.06  # log spread of one kernel's time about the model of its own chip
 # Share of what a GEMM shows beyond the data sheet that other kinds of kernel and other precisions share.
 SHARED = 0.6
-# Narrow products launch other kernels, mostly two: what the tiny GEMM shows of launches says nothing of theirs.
-SHARED_LAUNCH = 0.0
+# Products of narrow weights are other kernels, and launch mostly two: the tiny GEMM says nothing of their launches, the others
+# little of what power limits have not told already.
+SHARED_NARROW, SHARED_LAUNCH = 0.2, 0.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,7 +38,7 @@ class Update:
         products."""
         share = np.full(3, 1.0 if same else SHARED)
         if narrow:
-            share[2] = SHARED_LAUNCH
+            share[:] = SHARED_NARROW, SHARED_NARROW, SHARED_LAUNCH
         before = np.maximum(self.sheet**2 + self.kernels**2, 1e-12)
         offset = self.delta * (self.sheet**2 + share * self.kernels**2) / before
         variance = sheet**2 * self.kept + kernels**2 * (1.0 - share**2 * (1.0 - self.kept))

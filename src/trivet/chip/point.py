@@ -26,6 +26,12 @@ MATH = {
 # Bits an operand has in the matrix unit, for tile shapes.
 OPERAND_BYTES = {"fp32": 4.0, "tf32": 4.0, "bf16": 2.0, "fp16": 2.0, "fp8": 1.0, "int8": 1.0, "fp4": 0.5}
 
+# What a power limit allows large products, FLOP/s a watt at USUAL_CYCLE_FLOPS operations a unit and cycle. An instruction that
+# does more fetches less an operation, and narrower operands cost less: exponents. From sustained products of nine chips of 4 and
+# 5 nm (docs/timing.md), which agree within 10%; A100 at 7 nm stays below.
+FLOPS_PER_WATT, USUAL_CYCLE_FLOPS, FETCH_SAVED, NARROW_SAVED = 1.35e12, 4096.0, 0.4, 0.45
+STACKED_BANDWIDTH = 1.9e12  # memory as fast as this is stacked, whether the data sheet counts its stacks or not
+
 
 @dataclass(frozen=True, slots=True)
 class Value:
@@ -60,6 +66,8 @@ class ChipPoint:
     bench: tuple[float, float, float]  # measured GEMM, GEMV, tiny GEMM; 0 = not measured
     fed_flops: float = 0.0  # peak that operands can be fed at: halving their width at most doubles it; 0 = the peak
     fine_grained: bool = False  # a CPU: vectors, no tiles that a short product would leave empty
+    stacked: bool = False  # memory in stacks on the package (HBM), not on the board
+    power_flops: float = 0.0  # rate that the power limit sustains in large products; 0 = none known
 
 
 def fact_value(chip: Chip, name: str) -> Value | None:
@@ -137,14 +145,27 @@ def _build(chip: Chip, dtype: str) -> ChipPoint:
     bench = [fact_value(chip, name) for name in ("bench_gemm_4096_s", "bench_gemv_s", "bench_gemm_384_s")]
     wider = fact_value(chip, "peak_flops_fp8") if math_dtype == "fp4" else None
     fed = peak.value if wider is None else min(peak.value, 2.0 * wider.value)
+    clock = _positive(chip, "clock_hz", 1.7e9).value
     return ChipPoint(
         name=chip.name, family=chip.family, math=math_dtype, native=native, peak_flops=peak.value, vector_flops=vector.value,
         bandwidth=bandwidth.value, l2_bytes=cache.value, units=max(1.0, units.value),
-        clock_hz=_positive(chip, "clock_hz", 1.7e9).value, memory_bytes=_positive(chip, "memory_bytes", 64e9).value,
+        clock_hz=clock, memory_bytes=_positive(chip, "memory_bytes", 64e9).value,
         link_bandwidth=_positive(chip, "link_bandwidth_bytes_per_s",
         0.0).value if chip.get("link_bandwidth_bytes_per_s") else 0.0,
         watts=_positive(chip, "tdp_w", 500.0).value, launch_s=chip.get("launch_s") or 0.0,
         host_launch_s=chip.get("host_launch_s") or 0.0, sigma_compute=peak.log_sigma, sigma_bandwidth=bandwidth.log_sigma,
         sigma_cache=cache.log_sigma, bench=tuple(0.0 if b is None else b.value for b in bench),  # type: ignore[arg-type]
         fed_flops=fed, fine_grained=chip.role == "cpu",
+        stacked=bool(chip.get("memory_stacks")) or bandwidth.value > STACKED_BANDWIDTH,
+        power_flops=_power_flops(chip, peak.value / max(1.0, units.value) / clock, math_dtype),
     )  # fmt: skip
+
+
+def _power_flops(chip: Chip, cycle_flops: float, math_dtype: str) -> float:
+    """Matrix rate that the power limit allows; of a limit that is an interval the upper end, so that only what is known binds."""
+    limit = chip.facts.get("tdp_w")
+    if limit is None or chip.role != "accelerator":
+        return 0.0
+    watts = limit.hi or limit.value or 0.0
+    narrower = (2.0 / OPERAND_BYTES[math_dtype]) ** NARROW_SAVED
+    return FLOPS_PER_WATT * watts * (cycle_flops / USUAL_CYCLE_FLOPS) ** FETCH_SAVED * narrower

@@ -27,6 +27,10 @@ SPLIT_K_MIN = 256.0  # shortest useful slice of the inner dimension, elements
 COPIES = 6.0  # kernel benchmarks of products go round as many sets of buffers, so that only small ones stay in the cache
 L2_OVER_HBM = 3.0  # bandwidth that products see from the last-level cache over that of the memory
 L2_BYTES_PER_CYCLE = 24.0  # what the cache gives one unit in a cycle where reads are spread evenly, as in attention
+# Power limits: what a kernel of well over THROTTLE_S is slowed by beyond what holds from its start (a board regulates its mean
+# power), and how sharply the limit takes over from the tiles.
+THROTTLE_LATER, THROTTLE_S, THROTTLE_POWER = 0.3, 0.7e-3, 8.0
+ATTENTION_POWER = 1.4  # operations a joule of attention over those of products: the softmax keeps the matrix units waiting
 # Decode reads keys once: a repeated call finds them in the cache as long as they fit, and none soon after (least recently used
 # goes first). L40S and RTX PRO read them at 4 times their memory's rate, Hopper and Blackwell at no less than twice.
 DECODE_REACH, DECODE_FADE = 1.1, 0.2  # working set over cache at which nothing is left; width of the fall
@@ -100,6 +104,17 @@ def _quantise_s(values: Floats, width: float, point: ChipPoint) -> Floats | floa
     return _memory_s(values * (2.0 + width), held, point)
 
 
+def _throttled(compute_s: Floats, flops: Floats, point: ChipPoint) -> Floats:
+    """Compute time of products where the power limit holds the clock down: at once by what the board can draw, after about a
+    millisecond by what it may draw for long."""
+    if not point.power_flops:
+        return compute_s
+    held = flops / point.power_flops * (1.0 + THROTTLE_LATER * compute_s / (compute_s + THROTTLE_S))
+    larger = np.maximum(np.maximum(compute_s, held), 1e-30)
+    both = (np.minimum(compute_s, held) / larger) ** THROTTLE_POWER
+    return np.asarray(larger * (1.0 + both) ** (1.0 / THROTTLE_POWER))
+
+
 def gemm_terms(op: Gemm, point: ChipPoint, isolated: bool = False) -> Terms:
     """Dense product: weights, activations and output cross the bus once; tiles and waves quantise the compute. The pass that
     quantises activations comes before either, so it lengthens both."""
@@ -111,7 +126,7 @@ def gemm_terms(op: Gemm, point: ChipPoint, isolated: bool = False) -> Terms:
     before = _quantise_s(batch * m * k, activation, point)
     flops = 2.0 * batch * m * n * k
     return Terms(
-        compute_s + before,
+        _throttled(compute_s, flops, point) + before,
         _memory_s(total, warm, point) + before,
         fill,
         waves,
@@ -192,6 +207,7 @@ def attention_terms(op: Attention, point: ChipPoint, isolated: bool = False, lib
         rate = DECODE_L2_BYTES_PER_CYCLE * point.units * point.clock_hz / point.bandwidth
         cache = min(max(rate, DECODE_L2_OVER_HBM[0]), DECODE_L2_OVER_HBM[1])
     else:
+        compute_s = _throttled(compute_s, flops / ATTENTION_POWER, point)
         warm = _warm(total, point, isolated, 2.0)
         cache = max(1.3, L2_BYTES_PER_CYCLE * point.units * point.clock_hz / point.bandwidth)
     zero = np.zeros_like(compute_s)

@@ -44,8 +44,8 @@ ROWS = {
     "scan": 400,
 }  # fmt: skip
 RECIPES: dict[str, Recipe] = {kind: Recipe() for kind in KINDS} | {
-    "gemm": Recipe(epochs=80, bears=(0, 1), centred=True),
-    "gemm_narrow": Recipe(nearest=True),
+    "gemm": Recipe(epochs=80, bears=(1, 1), centred=True, members=3),
+    "gemm_narrow": Recipe(nearest=True, members=3),
     "moe": Recipe(
         bears=(0, 0, 1), nearest=True, members=3, centred=True,
         ridge=(("library", 0.1), ("precision", 1.0), ("group", 1.0), ("covariate", 0.5), ("family", 0.3), ("chip", 1.0)),
@@ -56,7 +56,7 @@ RECIPES: dict[str, Recipe] = {kind: Recipe() for kind in KINDS} | {
         ridge=(("library", 0.1), ("precision", 1.0), ("group", 1.0), ("covariate", 0.5), ("family", 0.2), ("chip", 1.0)),
     ),
     "scan": Recipe((48, 24), 24, 1024, 4e-3, kernels=True, styles=True, members=3),
-    "prefill": Recipe(kernels=True, styles=True),
+    "prefill": Recipe(kernels=True, styles=True, members=3),
     "decode": Recipe(kernels=True),
     # Few rows and one model's shapes: a smaller network, held closer to the physics.
     "mla_prefill": Recipe((64, 32), 40, 1024, 4e-3, 0.3, kernels=True, styles=True, members=3),
