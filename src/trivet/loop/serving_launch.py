@@ -12,9 +12,9 @@ import math
 from dataclasses import replace
 
 from trivet.cloud.engine.scheduling import Schedule
-from trivet.loop.serving_rows import Case
+from trivet.loop import serving_vllm
+from trivet.loop.serving_rows import LENGTHS, Case
 
-LENGTHS = (1024.0, 8192.0)  # prompts and answers of the benchmark; dated rows of other lengths come from other clients
 
 
 def launched(case: Case, plan: Schedule) -> Schedule:
@@ -25,9 +25,8 @@ def launched(case: Case, plan: Schedule) -> Schedule:
 
 
 def _vllm(case: Case, plan: Schedule) -> Schedule:
-    """Default budgets, but two prompts on B200 since April 2026."""
-    twice = case.group["chip"].startswith("b200") and case.measured_on >= "2026-04-03"
-    return replace(plan, budget_tokens=2.0 * case.isl) if twice else plan
+    g = case.group
+    return serving_vllm.launch(plan, g["model"], g["chip"], g["precision"], case.measured_on, case.isl)
 
 
 def _sglang(case: Case, plan: Schedule) -> Schedule:

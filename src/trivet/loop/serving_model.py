@@ -68,9 +68,12 @@ class Compiler:
                 self.rooms[key] = (np.inf, f"by our count it does not fit, its KV taken as sufficient: {error}")
         return self.rooms[key]
 
-    def table(self, deployment: Deployment, launches: float = 1.0) -> StepTable:
-        """``launches``: the host's time for launches in steps with prompts, over that of the engine."""
+    def table(self, deployment: Deployment, launches: float = 1.0, overlap: bool | None = None) -> StepTable:
+        """``launches``: the host's time for launches in steps with prompts, over that of the engine. ``overlap``: whether the
+        host works beside the device, where a launch script says so."""
         constants = self.constants(deployment)
+        if overlap is not None:
+            constants = replace(constants, overlap=overlap)
         if launches != 1.0:
             constants = constants.launching(launches)
         key = (self.number(deployment), constants.routed_layer_s, constants.overlap)
@@ -132,7 +135,8 @@ def _aggregated(case: Case, compiler: Compiler, low: float) -> Steady:
     pool = case.pools[0]
     clients = max(1.0, case.concurrency / pool.workers)
     plan = launched(case, schedule(pool.deployment, case.isl, case.osl, clients))
-    table, constants = compiler.table(pool.deployment, plan.launches), compiler.constants(pool.deployment)
+    table = compiler.table(pool.deployment, plan.launches, plan.overlap)
+    constants = compiler.constants(pool.deployment)
     kv_tokens = compiler.kv_tokens(pool.deployment)[0]
     policy = Policy(
         plan.mixing,
@@ -146,6 +150,7 @@ def _aggregated(case: Case, compiler: Compiler, low: float) -> Steady:
         gather_steps=plan.gather_steps,
         gather_tokens=plan.gather_share * plan.budget_tokens,
         first_token_steps=streaming_steps(case, constants),
+        preempts=plan.preempts,
     )
     return closed_loop(table, case.isl, case.osl, clients, policy, low=low)
 

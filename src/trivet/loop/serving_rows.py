@@ -16,6 +16,7 @@ from typing import Any
 from trivet.chip import catalogue as chips
 from trivet.cloud.deployment import ENGINES, Deployment, EngineSettings
 from trivet.errors import DoesNotFit, TrivetError
+from trivet.loop import serving_vllm
 from trivet.loop.serving_precision import resolve_precision
 from trivet.model import config as models
 from trivet.model.architecture import Architecture
@@ -23,6 +24,7 @@ from trivet.model.parallel import Layout
 
 _ENGINE_NAMES = {"tensorrt-llm": "trtllm", "tensorrt_llm": "trtllm", "trt-llm": "trtllm", "trt": "trtllm"}
 MODES = ("agg", "disagg")
+LENGTHS = (1024.0, 8192.0)  # prompts and answers of InferenceX; dated rows of other lengths come from other clients
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +106,10 @@ def _case(name: str, row: Mapping[str, str]) -> Case:
         raise TrivetError(f"{mode!r} is no mode", field="mode", allowed=MODES)
     isl, osl = _count(row, "isl", needed=True), _count(row, "osl", needed=True)
     base = replace(base, expected_isl=isl)
+    date, vllm = row.get("measured_on", ""), base.settings.engine == "vllm"
+    if vllm and date and isl in LENGTHS and osl in LENGTHS:
+        kv = serving_vllm.cache_format(base.architecture.name, base.chip.name, precision, date)
+        base = replace(base, settings=replace(base.settings, kv_dtype=kv))
     pools = _aggregated(base, row, notes) if mode == "agg" else _disaggregated(base, row, notes)
     concurrency = _concurrency(row, pools, notes)
     chip, settings = base.chip, base.settings
@@ -142,6 +148,10 @@ def architecture_of(name: str) -> Architecture:
 def _aggregated(base: Deployment, row: Mapping[str, str], notes: list[str]) -> tuple[Pool, ...]:
     batch, concurrency = _count(row, "batch_size"), _count(row, "concurrency")
     layout = _launched_layout(base, row, _layout(base, row, "", notes), notes)
+    spread = serving_vllm.spread_experts(base, layout)
+    if spread != layout:
+        notes.append(f"experts cut {layout.moe_tp} ways are no whole blocks: taken as spread over {spread.moe_ep} chips")
+        layout = spread
     ratio = round(concurrency / batch) if batch and concurrency else 1
     workers = 1
     if ratio > layout.attention_dp:
@@ -164,7 +174,7 @@ def _launched_layout(base: Deployment, row: Mapping[str, str], layout: Layout, n
         or layout.attention_dp > 1
     ):
         return layout
-    if {isl, osl} - {1024.0, 8192.0} or layout.pp > 1 or chips == 1:
+    if {isl, osl} - set(LENGTHS) or layout.pp > 1 or chips == 1:
         return layout
     if "deepseek" in model:
         if "fp4" in base.architecture.quantisation.experts:
