@@ -250,9 +250,19 @@ def _run(
 ) -> tuple[Floats, ...]:
     """Per request: TTFT, TPOT, finish; and lengths, arrivals."""
     from trivet.cloud.serving._loop_closed import replay
+    from trivet.cloud.serving._loop_ranks import replay_ranks
 
     ttft, tpot, finished = (np.zeros(len(inputs)) for _ in range(3))
     host = np.array([table.host_decode_s, table.host_mixed_s, table.host_per_sequence_s])
+    if policy.mixing == "whole_prompt" and policy.ranks > 1:
+        replay_ranks(
+            table.tokens, table.mixed_s, table.sequences, table.graph_s, table.context, table.decode_attention_s, table.chunk,
+            table.past, table.prefill_attention_s, host, table.overlap, float(policy.budget_tokens),
+            float(policy.max_sequences), float(policy.kv_tokens), int(policy.ranks), float(policy.tokens_a_step),
+            float(policy.decode_tokens), float(policy.wait_steps), inputs, outputs, arrivals, clients,
+            float(table.first_token_overhead_s), float(policy.frontend_s), ttft, tpot, finished,
+        )  # fmt: skip
+        return ttft + table.first_token_overhead_s + policy.first_token_steps * tpot, tpot, finished, outputs
     replay(
         table.tokens, table.mixed_s, table.sequences, table.graph_s, table.context, table.decode_attention_s, table.chunk,
         table.past, table.prefill_attention_s, host, table.overlap, MIXING[policy.mixing], float(policy.budget_tokens),
