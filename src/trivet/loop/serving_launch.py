@@ -12,7 +12,7 @@ import math
 from dataclasses import replace
 
 from trivet.cloud.engine.scheduling import Schedule
-from trivet.loop import serving_vllm
+from trivet.loop import serving_scripts
 from trivet.loop.serving_rows import LENGTHS, Case
 
 
@@ -26,7 +26,7 @@ def launched(case: Case, plan: Schedule) -> Schedule:
 
 def _vllm(case: Case, plan: Schedule) -> Schedule:
     g = case.group
-    return serving_vllm.launch(plan, g["model"], g["chip"], g["precision"], case.measured_on, case.isl)
+    return serving_scripts.vllm_schedule(plan, g["model"], g["chip"], g["precision"], case.measured_on, case.isl)
 
 
 def _sglang(case: Case, plan: Schedule) -> Schedule:

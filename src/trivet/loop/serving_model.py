@@ -87,7 +87,7 @@ def deployment_key(deployment: Deployment) -> Any:
     d = deployment
     s = d.settings
     quantisation = d.architecture.quantisation
-    return (d.architecture.name, quantisation, d.chip.name, d.server, d.layout, s.engine, s.kv_dtype, s.weight_dtype,
+    return (d.architecture.name, quantisation, d.chip.name, d.server, d.layout, s.engine, s.version if s.engine == "trtllm" else "", s.kv_dtype, s.weight_dtype,
             s.moe_dtype, s.speculative_tokens)  # fmt: skip
 
 

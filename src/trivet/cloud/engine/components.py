@@ -19,6 +19,7 @@ from trivet.cloud import collectives, fabric
 from trivet.cloud.deployment import Deployment
 from trivet.model.layers import operators
 from trivet.model.parallel import Batch, Layout
+from trivet.cloud.engine.versions import before
 from trivet.operators import Attention, Gemm, GroupedGemm, Operator, Scan, Stream, Transfer
 
 Floats = NDArray[np.float64]
@@ -105,6 +106,9 @@ class Clock:
         found = timing.time(operator, self.deployment.chip, self.kernels(operator))
         if isinstance(operator, GroupedGemm) and self.deep_gemm(operator):
             found = _faster(found, timing.time(operator, self.deployment.chip, "trtllm"))
+        generated = self.generated(operator) if isinstance(operator, GroupedGemm) else ""
+        if generated:
+            found = _faster(found, timing.time(operator, self.deployment.chip, generated))
         if isinstance(operator, GroupedGemm) and operator.dtype in _OTHER_EXPERTS:
             found = _faster(found, self.stand_in(operator))
         return found
@@ -120,6 +124,17 @@ class Clock:
         """Whether SGLang leaves its Triton kernels for DeepGEMM's, which TensorRT-LLM was measured with: block-scaled experts
         spread over attention-data-parallel ranks."""
         return self.library == "sglang" and operator.dtype == "fp8_block" and self.deployment.layout.attention_dp > 1
+
+    def generated(self, operator: GroupedGemm) -> str:
+        """The library that was measured with TensorRT-LLM's generated kernels (``moe_config.backend: TRTLLM``) where it runs them,
+        "" where it does not: on Blackwell, without attention data parallelism (CUTLASS and DeepGEMM exchange tokens there); for
+        block-scaled FP8 since 1.2, before that DeepGEMM. vLLM's block-scaled experts are these kernels too, through FlashInfer."""
+        deployment = self.deployment
+        if self.library != "trtllm" or deployment.chip.family != "blackwell" or deployment.layout.attention_dp > 1:
+            return ""
+        if operator.dtype == "nvfp4":
+            return "trtllm_min"
+        return "vllm" if operator.dtype == "fp8_block" and not before(deployment.settings.version, "1.2") else ""
 
     def stand_in(self, operator: GroupedGemm) -> Any:
         """An expert kernel's time in another format of the same width: the measured kernels of some formats are in part untuned
