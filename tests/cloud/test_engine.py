@@ -160,3 +160,32 @@ def test_popular_experts_leave_others_unmet() -> None:
     assert np.all(ratio[1:4] < 0.97)
     assert ratio[-1] > 0.99
     assert np.asarray(found.local_rows) == pytest.approx(np.asarray(even.local_rows))
+
+
+@pytest.mark.parametrize(
+    ("part", "budget", "sequences"),
+    [("h100", 8192.0, 1024.0), ("b200", 8192.0, 1024.0), ("a100-80gb", 2048.0, 256.0), ("l40s", 2048.0, 256.0)],
+)
+def test_vllm_sizes_its_steps_by_the_chip(part: str, budget: float, sequences: float) -> None:
+    small = Deployment(read("Qwen/Qwen3-8B"), chip(part), Layout(), EngineSettings(engine="vllm"))
+    found = schedule(small, 1024, 1024, 8)
+    assert (found.budget_tokens, found.max_sequences, found.preempts) == (budget, sequences, True)
+
+
+def test_vllm_schedules_beside_the_device_since_0_14() -> None:
+    assert [profile("vllm", version).overlap for version in ("0.12.0", "0.14.1", "0.19.0", "", "nightly-1")] == [
+        False, True, True, True, True,
+    ]  # fmt: skip
+
+
+def test_trtllm_generated_experts_on_blackwell() -> None:
+    def experts(name: str, part: str, version: str, ranks: int = 1) -> float:
+        layout = Layout(tp=8 // ranks, attention_dp=ranks, moe_tp=1, moe_ep=8)
+        settings = EngineSettings(engine="trtllm", version=version)
+        parts = compile_components(Deployment(read(name), chip(part), layout, settings))
+        return float(parts.decode[KINDS.index("experts")][5])
+
+    four, eight = "nvidia/DeepSeek-V3.1-NVFP4", "deepseek-ai/DeepSeek-V3"
+    assert experts(four, "b200", "1.1.0") < 0.8 * experts(four, "b200", "1.1.0", ranks=8)
+    assert experts(eight, "b200", "1.2.0") < 0.95 * experts(eight, "b200", "1.1.0")
+    assert experts(eight, "h200", "1.2.0") == experts(eight, "h200", "1.1.0")

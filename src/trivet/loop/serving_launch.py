@@ -16,7 +16,6 @@ from trivet.loop import serving_scripts
 from trivet.loop.serving_rows import LENGTHS, Case
 
 
-
 def launched(case: Case, plan: Schedule) -> Schedule:
     """``plan`` with what the benchmark's script sets for this case; ``plan`` itself where the row is not from it."""
     if not case.measured_on or case.isl not in LENGTHS or case.osl not in LENGTHS:

@@ -11,6 +11,7 @@ import numpy as np
 from trivet.cloud import fabric
 from trivet.cloud.deployment import Deployment, StepTable
 from trivet.cloud.engine import Components, EngineProfile, assemble, compile_components, profile, room, schedule
+from trivet.cloud.engine.versions import before
 from trivet.cloud.serving.steady import Policy, Split, Steady, closed_loop, closed_loop_split
 from trivet.errors import DoesNotFit
 from trivet.loop.serving_launch import launched
@@ -87,7 +88,8 @@ def deployment_key(deployment: Deployment) -> Any:
     d = deployment
     s = d.settings
     quantisation = d.architecture.quantisation
-    return (d.architecture.name, quantisation, d.chip.name, d.server, d.layout, s.engine, s.version if s.engine == "trtllm" else "", s.kv_dtype, s.weight_dtype,
+    old = s.engine == "trtllm" and before(s.version, "1.2")  # other expert kernels: ``Clock.generated``
+    return (d.architecture.name, quantisation, d.chip.name, d.server, d.layout, s.engine, old, s.kv_dtype, s.weight_dtype,
             s.moe_dtype, s.speculative_tokens)  # fmt: skip
 
 

@@ -1,5 +1,5 @@
-"""What the launch scripts of the public InferenceX benchmark (``benchmarks/*.sh`` at the date of a row) set of a deployment beside
-an engine's defaults: vLLM's scheduling and token budget, the format of the KV cache; and layouts that vLLM refuses."""
+"""What the launch scripts of the public InferenceX benchmark (``benchmarks/*.sh`` at the date of a row) set of a deployment
+beside an engine's defaults: vLLM's scheduling and token budget, the format of the KV cache; and layouts that vLLM refuses."""
 
 from __future__ import annotations
 

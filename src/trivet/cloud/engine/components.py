@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from trivet.chip import timing
 from trivet.cloud import collectives, fabric
 from trivet.cloud.deployment import Deployment
+from trivet.cloud.engine.versions import before
 from trivet.model.layers import operators
 from trivet.model.parallel import Batch, Layout
-from trivet.cloud.engine.versions import before
 from trivet.operators import Attention, Gemm, GroupedGemm, Operator, Scan, Stream, Transfer
 
 Floats = NDArray[np.float64]
@@ -126,9 +126,10 @@ class Clock:
         return self.library == "sglang" and operator.dtype == "fp8_block" and self.deployment.layout.attention_dp > 1
 
     def generated(self, operator: GroupedGemm) -> str:
-        """The library that was measured with TensorRT-LLM's generated kernels (``moe_config.backend: TRTLLM``) where it runs them,
-        "" where it does not: on Blackwell, without attention data parallelism (CUTLASS and DeepGEMM exchange tokens there); for
-        block-scaled FP8 since 1.2, before that DeepGEMM. vLLM's block-scaled experts are these kernels too, through FlashInfer."""
+        """The library that was measured with TensorRT-LLM's generated kernels (``moe_config.backend: TRTLLM``) where it runs
+        them, "" where it does not: on Blackwell, without attention data parallelism (CUTLASS and DeepGEMM exchange tokens
+        there); for block-scaled FP8 since 1.2, before that DeepGEMM. vLLM's block-scaled experts are these kernels too, through
+        FlashInfer."""
         deployment = self.deployment
         if self.library != "trtllm" or deployment.chip.family != "blackwell" or deployment.layout.attention_dp > 1:
             return ""

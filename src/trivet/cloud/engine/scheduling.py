@@ -32,14 +32,15 @@ def schedule(deployment: Deployment, isl: float, osl: float, concurrency: float)
     """The scheduler as ``concurrency`` clients with ``isl`` / ``osl`` tokens meet it where nothing else is said.
 
     vLLM: 8,192 tokens and 1,024 sequences on chips of 70 GiB and more, 2,048 and 256 on smaller ones and on any A100
-    (``EngineArgs.get_batch_defaults``); a request enters when its prompt fits. SGLang: chunks of 8,192, on large chips 16,384. TensorRT-LLM: a prompt at
-    a time (``max_num_tokens`` is sized to the load), and with attention-DP a prompt waits up to 60 steps for the other ranks.
+    (``EngineArgs.get_batch_defaults``); a request enters when its prompt fits. SGLang: chunks of 8,192, on large chips 16,384.
+    TensorRT-LLM: a prompt at a time (``max_num_tokens`` is sized to the load), and with attention-DP a prompt waits up to 60
+    steps for the other ranks.
     """
     settings, ranks = deployment.settings, deployment.layout.attention_dp
     memory = deployment.chip.get("memory_bytes") or 0.0
     large = memory > 170e9
     if settings.engine == "vllm":
-        server = memory >= 70 * 2**30 and not deployment.chip.name.startswith(("a100", "a800"))
+        server = memory >= 70 * 2**30 and not deployment.chip.name.startswith("a100")
         budget, sequences = (8192.0, 1024.0) if server else (2048.0, 256.0)
         return Schedule("chunked", budget, sequences, preempts=True)
     if settings.engine == "sglang":

@@ -1,8 +1,8 @@
 """Compiled replay of one replica under clients that always have one request open, or under given arrivals.
 
-It is the limit that ``steady.py`` offers to batch prediction: one replica, first come first served, no prefix cache. Between two events (an arrival, a finished prompt, a finished answer)
-decode steps are not walked one by one: ``n`` steps of ``B`` sequences whose mean context is ``c`` at the middle of the run
-take ``n step(B, c)``.
+It is the limit that ``steady.py`` offers to batch prediction: one replica, first come first served, no prefix cache.
+Between two events (an arrival, a finished prompt, a finished answer) decode steps are not walked one by one: ``n`` steps of
+``B`` sequences whose mean context is ``c`` at the middle of the run take ``n step(B, c)``.
 """
 
 from __future__ import annotations
