@@ -80,6 +80,13 @@ def test_room_accounts_for_every_byte() -> None:
     assert r.bytes_per_token == pytest.approx(64 * 8 * 128 * 2 * 2 / 2)
 
 
+def test_trtllm_takes_a_fraction_of_what_is_free() -> None:
+    d = deployment(tp=2, engine="trtllm")
+    r = room(d, profile("trtllm"))
+    free = r.memory_bytes - r.weight_bytes - r.activation_bytes - r.reserve_bytes
+    assert r.kv_bytes == pytest.approx(0.9 * free)
+
+
 def test_what_does_not_fit_says_so() -> None:
     with pytest.raises(DoesNotFit, match="leave nothing"):
         step_table(deployment("deepseek-ai/DeepSeek-R1", tp=1))
