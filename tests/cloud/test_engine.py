@@ -10,7 +10,7 @@ import pytest
 from trivet.chip.catalogue import chip
 from trivet.cloud.deployment import ENGINES, Deployment, EngineSettings
 from trivet.cloud.engine import assemble, compile_components, profile, room, schedule, step_table
-from trivet.cloud.engine.components import KINDS, hottest
+from trivet.cloud.engine.components import KINDS, SEQUENCES, hottest
 from trivet.errors import DoesNotFit, UnknownName
 from trivet.model.config import read
 from trivet.model.parallel import Layout
@@ -196,3 +196,14 @@ def test_trtllm_generated_experts_on_blackwell() -> None:
     assert experts(four, "b200", "1.1.0") < 0.8 * experts(four, "b200", "1.1.0", ranks=8)
     assert experts(eight, "b200", "1.2.0") < 0.95 * experts(eight, "b200", "1.1.0")
     assert experts(eight, "h200", "1.2.0") == experts(eight, "h200", "1.1.0")
+
+
+def test_mxfp4_experts_meet_eight_bits_on_blackwell_and_are_widened_on_hopper() -> None:
+    def experts(part: str, engine: str) -> np.ndarray:
+        parts = compile_components(deployment("openai/gpt-oss-120b", part, 2, engine, moe_tp=2))
+        return parts.decode[KINDS.index("experts")]
+
+    many = list(SEQUENCES).index(64)
+    blackwell, hopper = {e: experts("b200", e)[many] for e in ENGINES}, {e: experts("h200", e)[many] for e in ENGINES}
+    assert max(blackwell.values()) < 1.25 * min(blackwell.values())  # the same generated kernels in all three
+    assert hopper["vllm"] < 0.95 * hopper["trtllm"]  # Marlin's against Triton's

@@ -66,9 +66,10 @@ def kind_index(operator: Operator) -> int:
     return 9 if isinstance(operator, Attention) and operator.kind == "mla" else 3
 
 
-# Format of experts -> stand-ins of the same width: where the chip has its units, and where it widens the weights.
-_OTHER_EXPERTS = {"fp8": ("fp8_block", "int8_wo"), "mxfp4": ("nvfp4", "int4_wo")}
-_UNITS = {"fp8_block": "fp8", "nvfp4": "fp4"}
+# Format of experts -> stand-ins of the same width: where the chip has its units, and where it widens the weights. MXFP4 weights
+# meet 8-bit activations on Blackwell (vLLM, SGLang: FlashInfer's generated kernels; TensorRT-LLM: ``backend: TRTLLM``).
+_OTHER_EXPERTS = {"fp8": ("fp8_block", "int8_wo"), "mxfp4": ("w4a8_mxfp4", "int4_wo")}
+_UNITS = {"fp8_block": "fp8", "w4a8_mxfp4": "fp4"}
 
 
 def _faster(found: Any, rival: Any) -> Any:
@@ -110,7 +111,8 @@ class Clock:
         if generated:
             found = _faster(found, timing.time(operator, self.deployment.chip, generated))
         if isinstance(operator, GroupedGemm) and operator.dtype in _OTHER_EXPERTS:
-            found = _faster(found, self.stand_in(operator))
+            other = self.stand_in(operator)
+            found = found if other is None else _faster(found, other)
         return found
 
     def kernels(self, operator: Operator) -> str:
@@ -139,9 +141,13 @@ class Clock:
 
     def stand_in(self, operator: GroupedGemm) -> Any:
         """An expert kernel's time in another format of the same width: the measured kernels of some formats are in part untuned
-        ones that an engine passes over."""
+        ones that an engine passes over. None where it has no others: TensorRT-LLM widens MXFP4 with the kernels of Triton, which
+        are those measured, and has no Marlin ones."""
         native, weight_only = _OTHER_EXPERTS[operator.dtype]
-        other = replace(operator, dtype=native if self.deployment.chip.supports(_UNITS[native]) else weight_only)
+        own = self.deployment.chip.supports(_UNITS[native])
+        if not own and operator.dtype == "mxfp4" and self.library == "trtllm":
+            return None
+        other = replace(operator, dtype=native if own else weight_only)
         return timing.time(other, self.deployment.chip, self.library)
 
     def sums(self, found: tuple[Operator, ...], rows: int, columns: int) -> tuple[Floats, Floats, Floats, float, float]:
