@@ -125,3 +125,18 @@ def test_vllm_spreads_experts_that_it_cannot_cut_into_blocks() -> None:
     assert (layouts["4"].moe_tp, layouts["4"].moe_ep) == (4, 1)  # 384 wide: three blocks
     assert (layouts["8"].moe_tp, layouts["8"].moe_ep) == (1, 8)  # 192 wide: one and a half
     assert "no whole blocks" in " ".join(rows["8"].notes)
+
+
+def test_trtllm_scripts_that_use_the_whole_cache() -> None:
+    qwen = plan(
+        model="Qwen/Qwen3.5-397B-A17B",
+        weights="nvfp4",
+        moe_weights="nvfp4",
+        measured_on="2026-06-20",
+        moe_tp="4",
+        moe_ep="1",
+    )
+    minimax = plan(model="MiniMaxAI/MiniMax-M2.5", weights="nvfp4", moe_weights="nvfp4", measured_on="2026-06-20")
+    assert (qwen.preempts, qwen.gather_steps, qwen.launches) == (True, 50.0, 1.0)
+    assert (minimax.preempts, minimax.launches) == (True, 0.0)
+    assert not plan().preempts

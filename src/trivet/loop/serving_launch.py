@@ -67,9 +67,12 @@ def _trtllm(case: Case, plan: Schedule) -> Schedule:
         return replace(plan, gather_steps=20.0, gather_share=0.9) if even and layout.tp < 8 else plan
     if "qwen3.5" in model:
         budget = 32768.0 if case.isl == 8192.0 else 16384.0
+        plan = replace(plan, preempts=True)  # capacity_scheduler_policy: MAX_UTILIZATION
         if balance:
             return replace(plan, budget_tokens=budget, wait_steps=500.0)
         return replace(plan, budget_tokens=budget, gather_steps=50.0, gather_share=0.45)
+    if "minimax" in model:  # MAX_UTILIZATION, enable_piecewise_cuda_graph
+        plan = replace(plan, preempts=True, launches=0.0)
     budget = 20000.0 if "gpt-oss" in model else 16384.0
     return replace(plan, budget_tokens=budget, wait_steps=50.0 if balance else 0.0)
 
