@@ -39,47 +39,6 @@ def test_rows_of_other_clients_keep_defaults() -> None:
         assert launched(found, default) == default
 
 
-@pytest.mark.parametrize(
-    ("chip", "many", "steps"), [("b200_sxm", "8", 10.0), ("b200_sxm", "16", 30.0), ("h200_sxm", "16", 1.0)]
-)
-def test_sglang_looks_seldom_on_blackwell(chip: str, many: str, steps: float) -> None:
-    model = {
-        "engine": "sglang",
-        "model": "deepseek-ai/DeepSeek-R1",
-        "tp": "8",
-        "weights": "fp8_block",
-        "moe_weights": "fp8_block",
-    }
-    found = plan(chip=chip, concurrency=many, batch_size=many, measured_on="2026-03-25", **model)
-    assert (found.look_steps, found.budget_tokens) == (steps, 32768.0)
-
-
-def test_scripts_chose_attention_data_parallel_by_the_load() -> None:
-    model = {
-        "chip": "h200_sxm",
-        "model": "deepseek-ai/DeepSeek-V3",
-        "tp": "8",
-        "weights": "fp8_block",
-        "moe_weights": "fp8_block",
-    }
-    for many, date, ranks in (("32", "2025-11-02", 1), ("64", "2025-11-02", 8), ("64", "2025-12-15", 1)):
-        found = case(isl="8192", concurrency=many, batch_size=many, measured_on=date, **model)
-        assert found.pools[0].deployment.layout.attention_dp == ranks
-        assert found.pools[0].deployment.layout.moe_ep == (8 if date < "2025-11-03" else 1)
-
-
-@pytest.mark.parametrize(("engine", "weights", "ranks", "steps"), [
-    ("trtllm", "fp8_block", "1", 20.0), ("trtllm", "nvfp4", "1", 0.0),
-    ("sglang", "nvfp4", "1", 10.0), ("sglang", "nvfp4", "8", 50.0),
-])  # fmt: skip
-def test_decode_pools_stream_late(engine: str, weights: str, ranks: str, steps: float) -> None:
-    tp = str(8 // int(ranks))
-    pools = {"prefill_workers": "1", "prefill_tp": "8", "prefill_moe_ep": "8", "decode_workers": "1", "decode_tp": tp,
-             "decode_attention_dp": ranks, "decode_moe_ep": "8", "mode": "disagg", "isl": "8192", "tp": ""}  # fmt: skip
-    found = plan(engine=engine, model="deepseek-ai/DeepSeek-V3", weights=weights, measured_on="2026-02-12", **pools)
-    assert found.stream_steps == steps
-
-
 VLLM = {"engine": "vllm", "engine_version": "0.18.0", "model": "MiniMaxAI/MiniMax-M2.5", "moe_weights": "fp8"}
 
 
@@ -140,3 +99,44 @@ def test_trtllm_scripts_that_use_the_whole_cache() -> None:
     assert (qwen.preempts, qwen.gather_steps, qwen.launches) == (True, 50.0, 1.0)
     assert (minimax.preempts, minimax.launches) == (True, 0.0)
     assert not plan().preempts
+
+
+@pytest.mark.parametrize(
+    ("chip", "many", "steps"), [("b200_sxm", "8", 10.0), ("b200_sxm", "16", 30.0), ("h200_sxm", "16", 1.0)]
+)
+def test_sglang_looks_seldom_on_blackwell(chip: str, many: str, steps: float) -> None:
+    model = {
+        "engine": "sglang",
+        "model": "deepseek-ai/DeepSeek-R1",
+        "tp": "8",
+        "weights": "fp8_block",
+        "moe_weights": "fp8_block",
+    }
+    found = plan(chip=chip, concurrency=many, batch_size=many, measured_on="2026-03-25", **model)
+    assert (found.look_steps, found.budget_tokens) == (steps, 32768.0)
+
+
+def test_scripts_chose_attention_data_parallel_by_the_load() -> None:
+    model = {
+        "chip": "h200_sxm",
+        "model": "deepseek-ai/DeepSeek-V3",
+        "tp": "8",
+        "weights": "fp8_block",
+        "moe_weights": "fp8_block",
+    }
+    for many, date, ranks in (("32", "2025-11-02", 1), ("64", "2025-11-02", 8), ("64", "2025-12-15", 1)):
+        found = case(isl="8192", concurrency=many, batch_size=many, measured_on=date, **model)
+        assert found.pools[0].deployment.layout.attention_dp == ranks
+        assert found.pools[0].deployment.layout.moe_ep == (8 if date < "2025-11-03" else 1)
+
+
+@pytest.mark.parametrize(("engine", "weights", "ranks", "steps"), [
+    ("trtllm", "fp8_block", "1", 20.0), ("trtllm", "nvfp4", "1", 0.0),
+    ("sglang", "nvfp4", "1", 10.0), ("sglang", "nvfp4", "8", 50.0),
+])  # fmt: skip
+def test_decode_pools_stream_late(engine: str, weights: str, ranks: str, steps: float) -> None:
+    tp = str(8 // int(ranks))
+    pools = {"prefill_workers": "1", "prefill_tp": "8", "prefill_moe_ep": "8", "decode_workers": "1", "decode_tp": tp,
+             "decode_attention_dp": ranks, "decode_moe_ep": "8", "mode": "disagg", "isl": "8192", "tp": ""}  # fmt: skip
+    found = plan(engine=engine, model="deepseek-ai/DeepSeek-V3", weights=weights, measured_on="2026-02-12", **pools)
+    assert found.stream_steps == steps

@@ -45,7 +45,7 @@ class Measured:
 PRIORS: dict[str, tuple[float, float]] = {
     "weights.gemm": (0.95, 0.12), "weights.block_gemm": (0.95, 0.15), "prefill_weights.block_gemm": (0.9, 0.2),
     "floors.block_gemm": (0.45, 0.4), "weights.head": (0.97, 0.12), "weights.experts": (0.9, 0.15),
-    "weights.attention": (1.3, 0.2), "weights.latent": (1.9, 0.25), "prefill_weights.latent": (0.8, 0.3),
+    "weights.attention": (1.3, 0.2), "weights.latent": (1.75, 0.25), "prefill_weights.latent": (0.8, 0.3),
     "floors.latent": (0.8, 0.3),
     "weights.stream": (0.4, 0.3), "weights.scan": (1.0, 0.2), "weights.all_reduce": (1.3, 0.3), "weights.exchange": (0.9, 0.3),
     "prefill_weights.gemm": (0.9, 0.2), "prefill_weights.experts": (1.1, 0.2), "prefill_weights.attention": (1.1, 0.3),

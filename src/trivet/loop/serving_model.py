@@ -146,13 +146,13 @@ def _aggregated(case: Case, compiler: Compiler, low: float) -> Steady:
         plan.max_sequences,
         kv_tokens,
         pool.deployment.layout.attention_dp,
+        preempts=plan.preempts,
         frontend_s=constants.frontend_s,
         look_steps=plan.look_steps,
         wait_steps=plan.wait_steps,
         gather_steps=plan.gather_steps,
         gather_tokens=plan.gather_share * plan.budget_tokens,
         first_token_steps=streaming_steps(case, constants),
-        preempts=plan.preempts,
     )
     return closed_loop(table, case.isl, case.osl, clients, policy, low=low)
 

@@ -109,21 +109,22 @@ def compact(stack, top, finished):
 
 @njit(cache=True)
 def replay(
-    tokens, mixed_s, sequences, graph_s, context, decode_s, chunk, past, prefill_s, host, overlap,
+    tokens, mixed_s, sequences, graph_s, context, decode_s, chunk, past, prefill_s, host, overlap, preempts,
     policy, budget, max_sequences, kv_tokens, ranks, tokens_a_step, decode_tokens, look_steps, wait_steps,
-    gather_steps, gather_tokens, preempts, inputs, outputs, arrivals, clients, client_s, gap_s, ttft, tpot, finished,
+    gather_steps, gather_tokens, inputs, outputs, arrivals, clients, client_s, gap_s, ttft, tpot, finished,
 ):  # fmt: skip
     """Serve ``len(inputs)`` requests; fills ``ttft``, ``tpot`` (seconds) and ``finished`` (clock) per request.
 
     Closed loop when ``clients > 0``: that many are sent at time 0, each end sends the next after ``client_s``
     (``arrivals`` is then written); the first burst passes the front end one request each ``gap_s``. Open otherwise, at
-    ``arrivals``. ``host``: decode, mixed, per sequence seconds.
+    ``arrivals``. ``host``: decode, mixed, per sequence seconds. With ``preempts`` a prompt enters when its own KV fits; where
+    the growing answers fit no more, the youngest sequence leaves, waits in front of the others and computes its tokens anew.
+    Without, a request enters when the KV of its whole answer fits.
+
     Sequence, token and KV limits are those of the whole deployment of ``ranks`` attention-DP ranks; the slowest rank
     sets the step. New requests are looked at every ``look_steps`` decode steps, and after a step of prompts alone. Every
     ``wait_steps`` steps prompts enter though not every rank has one; without, they wait for that. Prompts wait up to
-    ``gather_steps`` steps until they and the running sequences make ``gather_tokens``. With ``preempts`` a prompt enters
-    when its own KV fits; where the growing answers fit no more, the youngest sequence leaves, waits in front of the others
-    and computes its tokens anew; without, a request enters when the KV of its whole answer fits. Returns the clock at the end.
+    ``gather_steps`` steps until they and the running sequences make ``gather_tokens``. Returns the clock at the end.
     """
     total = len(inputs)
     heap = np.empty(total + 1)  # finishing step count x 2^20 + request
