@@ -11,7 +11,7 @@ from trivet.chip.catalogue import chip
 from trivet.cloud import collectives
 from trivet.cloud.deployment import ENGINES, Deployment, EngineSettings
 from trivet.cloud.engine import assemble, compile_components, profile, room, schedule, step_table
-from trivet.cloud.engine.components import KINDS, Clock, hottest
+from trivet.cloud.engine.components import KINDS, SEQUENCES, Clock, hottest
 from trivet.errors import DoesNotFit, UnknownName
 from trivet.model.config import read
 from trivet.model.parallel import Layout
@@ -79,6 +79,13 @@ def test_room_accounts_for_every_byte() -> None:
     assert used > 0.899 * r.memory_bytes
     assert r.weight_bytes == pytest.approx(65.5e9 / 2, rel=0.02)
     assert r.bytes_per_token == pytest.approx(64 * 8 * 128 * 2 * 2 / 2)
+
+
+def test_trtllm_takes_a_fraction_of_what_is_free() -> None:
+    d = deployment(tp=2, engine="trtllm")
+    r = room(d, profile("trtllm"))
+    free = r.memory_bytes - r.weight_bytes - r.activation_bytes - r.reserve_bytes
+    assert r.kv_bytes == pytest.approx(0.9 * free)
 
 
 def test_what_does_not_fit_says_so() -> None:
@@ -171,3 +178,43 @@ def test_all_reduces_take_what_the_fabric_was_measured_to_take(chip_name: str) -
         found = Clock(replace(given, settings=replace(given.settings, all_reduce=all_reduce))).seconds(transfer)
         wanted = collectives.time(transfer, collectives.levels_of(given.chip, 4), given.chip, library)
         assert found.value_s == wanted.value_s
+
+
+@pytest.mark.parametrize(
+    ("part", "budget", "sequences"),
+    [("h100", 8192.0, 1024.0), ("b200", 8192.0, 1024.0), ("a100-80gb", 2048.0, 256.0), ("l40s", 2048.0, 256.0)],
+)
+def test_vllm_sizes_its_steps_by_the_chip(part: str, budget: float, sequences: float) -> None:
+    small = Deployment(read("Qwen/Qwen3-8B"), chip(part), Layout(), EngineSettings(engine="vllm"))
+    found = schedule(small, 1024, 1024, 8)
+    assert (found.budget_tokens, found.max_sequences, found.preempts) == (budget, sequences, True)
+
+
+def test_vllm_schedules_beside_the_device_since_0_14() -> None:
+    assert [profile("vllm", version).overlap for version in ("0.12.0", "0.14.1", "0.19.0", "", "nightly-1")] == [
+        False, True, True, True, True,
+    ]  # fmt: skip
+
+
+def test_trtllm_generated_experts_on_blackwell() -> None:
+    def experts(name: str, part: str, version: str, ranks: int = 1) -> float:
+        layout = Layout(tp=8 // ranks, attention_dp=ranks, moe_tp=1, moe_ep=8)
+        settings = EngineSettings(engine="trtllm", version=version)
+        parts = compile_components(Deployment(read(name), chip(part), layout, settings))
+        return float(parts.decode[KINDS.index("experts")][5])
+
+    four, eight = "nvidia/DeepSeek-V3.1-NVFP4", "deepseek-ai/DeepSeek-V3"
+    assert experts(four, "b200", "1.1.0") < 0.8 * experts(four, "b200", "1.1.0", ranks=8)
+    assert experts(eight, "b200", "1.2.0") < 0.95 * experts(eight, "b200", "1.1.0")
+    assert experts(eight, "h200", "1.2.0") == experts(eight, "h200", "1.1.0")
+
+
+def test_mxfp4_experts_meet_eight_bits_on_blackwell_and_are_widened_on_hopper() -> None:
+    def experts(part: str, engine: str) -> np.ndarray:
+        parts = compile_components(deployment("openai/gpt-oss-120b", part, 2, engine, moe_tp=2))
+        return parts.decode[KINDS.index("experts")]
+
+    many = list(SEQUENCES).index(64)
+    blackwell, hopper = {e: experts("b200", e)[many] for e in ENGINES}, {e: experts("h200", e)[many] for e in ENGINES}
+    assert max(blackwell.values()) < 1.25 * min(blackwell.values())  # the same generated kernels in all three
+    assert hopper["vllm"] < 0.95 * hopper["trtllm"]  # Marlin's against Triton's

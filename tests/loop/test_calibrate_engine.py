@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from trivet.cloud.engine.profiles import stored
-from trivet.loop.calibrate_engine import EngineFit, Measured, fit_engine
+from trivet.loop.calibrate_engine import EngineFit, Measured, above_peers, fit_engine
+from trivet.loop.calibrate_residual import LeftOut, widths_of
 from trivet.loop.serving_model import Compiler, steady
 from trivet.loop.serving_rows import Case, understand
 
@@ -58,3 +59,26 @@ def _profile(raw: dict[str, Any]) -> Any:
     from trivet.cloud.engine.profiles import from_mapping
 
     return from_mapping("vllm", raw)
+
+
+def test_a_wide_group_does_not_lean_where_its_tail_does_not_gain() -> None:
+    source = np.random.default_rng(1)
+    narrow, wide = source.normal(0.0, 0.3, 600), source.normal(0.0, 0.1, 600)
+    wide[:150] += 2.5  # a quarter is seen far later than predicted: no value near the rest reaches it
+    target = np.concatenate([narrow, wide])
+    zeros, groups = np.zeros(1200), np.repeat(["trtllm agg", "sglang agg"], 600)
+    found = widths_of(LeftOut(target, zeros, np.full(1200, 0.3), zeros.astype(int) + 1, groups, np.arange(1200) % 60))
+    lean = dict(zip(found.groups, found.lean[1], strict=False))
+    assert lean["sglang agg"] < 0.2
+    assert lean["trtllm agg"] > lean["sglang agg"]
+
+
+def test_speculation_shows_against_peers() -> None:
+    """Each chip's rows against their own: what the physics misses of a model on one chip is no speculation on another."""
+    rows = measured()
+    chips = np.array([row.case.group["chip"] for row in rows])
+    error = np.where(chips == chips[0], -0.3, 0.4)
+    error[0] += 0.5
+    found = above_peers(rows, error)
+    assert found[0] == pytest.approx(0.5)
+    assert found[1:] == pytest.approx(0.0)

@@ -264,7 +264,7 @@ def test_the_value_leans_to_the_least_relative_error() -> None:
     _, lean = share_and_lean(target, np.zeros(4000), np.full(4000, 0.3))
     assert 0.2 <= lean <= 1.0  # of a grid of quarters
     found = _features(60)
-    widths = Widths(np.ones(3), np.full(3, lean), (), np.ones((3, 1)))
+    widths = Widths(np.ones(3), np.full((3, 1), lean), (), np.ones((3, 1)))
     part = fit_process(found, target[:60], FORM, FORM.start(), None, None, widths).correct(found)
     assert np.all(part.value < part.middle)
     assert np.all(part.value > part.middle - 1.2815515655446004 * part.deviation)

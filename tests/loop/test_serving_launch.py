@@ -40,6 +40,68 @@ def test_rows_of_other_clients_keep_defaults() -> None:
         assert launched(found, default) == default
 
 
+VLLM = {"engine": "vllm", "engine_version": "0.18.0", "model": "MiniMaxAI/MiniMax-M2.5", "moe_weights": "fp8"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "cache"),
+    [
+        ({"chip": "h100_sxm", "measured_on": "2026-03-28"}, ""),
+        ({"chip": "b200_sxm", "measured_on": "2026-03-28"}, ""),
+        ({"chip": "b200_sxm", "measured_on": "2026-04-03"}, "fp8"),
+        ({"chip": "h100_sxm", "measured_on": ""}, "fp8"),  # another client: 8 bits beside quantised weights
+        ({"model": "openai/gpt-oss-120b", "weights": "", "moe_weights": "", "measured_on": "2026-01-10"}, "fp8"),
+        ({"model": "openai/gpt-oss-120b", "weights": "", "moe_weights": "", "chip": "h200_sxm", "measured_on": "2026-01-10"}, ""),
+        ({"engine": "trtllm", "model": "openai/gpt-oss-120b", "weights": "", "moe_weights": "", "chip": "h200_sxm"}, ""),
+        ({"model": "meta-llama/Llama-3.1-70B", "moe_weights": "", "measured_on": "2025-10-29"}, "fp8"),
+    ],
+)  # fmt: skip
+def test_cache_formats_of_the_scripts(changes: dict[str, str], cache: str) -> None:
+    assert case(**{**VLLM, **changes}).pools[0].deployment.settings.kv_dtype == cache
+
+
+def test_vllm_works_beside_the_device_in_every_script() -> None:
+    assert plan(**{**VLLM, "engine_version": "0.11.0", "measured_on": "2025-10-01"}).overlap is True
+    assert plan(**{**VLLM, "engine_version": "0.11.0", "measured_on": ""}).overlap is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "budget"),
+    [
+        ({"measured_on": "2026-04-22"}, 2048.0),
+        ({"measured_on": "2026-03-28"}, 8192.0),
+        ({"model": "nvidia/Kimi-K2.5-NVFP4", "weights": "nvfp4", "moe_weights": "nvfp4", "measured_on": "2026-04-22"}, 2048.0),
+        ({"model": "moonshotai/Kimi-K2.5", "weights": "", "moe_weights": "", "measured_on": "2026-04-22"}, 8192.0),
+        ({"model": "openai/gpt-oss-120b", "weights": "", "moe_weights": "", "measured_on": "2026-04-22"}, 8192.0),
+    ],
+)  # fmt: skip
+def test_two_prompts_a_step_in_the_scripts_that_say_so(changes: dict[str, str], budget: float) -> None:
+    assert plan(**{**VLLM, **changes}).budget_tokens == budget
+
+
+def test_vllm_spreads_experts_that_it_cannot_cut_into_blocks() -> None:
+    rows = {tp: case(**{**VLLM, "chip": "h200_sxm", "tp": tp, "moe_tp": tp, "moe_ep": "1"}) for tp in ("4", "8")}
+    layouts = {tp: found.pools[0].deployment.layout for tp, found in rows.items()}
+    assert (layouts["4"].moe_tp, layouts["4"].moe_ep) == (4, 1)  # 384 wide: three blocks
+    assert (layouts["8"].moe_tp, layouts["8"].moe_ep) == (1, 8)  # 192 wide: one and a half
+    assert "no whole blocks" in " ".join(rows["8"].notes)
+
+
+def test_trtllm_scripts_that_use_the_whole_cache() -> None:
+    qwen = plan(
+        model="Qwen/Qwen3.5-397B-A17B",
+        weights="nvfp4",
+        moe_weights="nvfp4",
+        measured_on="2026-06-20",
+        moe_tp="4",
+        moe_ep="1",
+    )
+    minimax = plan(model="MiniMaxAI/MiniMax-M2.5", weights="nvfp4", moe_weights="nvfp4", measured_on="2026-06-20")
+    assert (qwen.preempts, qwen.gather_steps, qwen.launches) == (True, 50.0, 1.0)
+    assert (minimax.preempts, minimax.launches) == (True, 0.0)
+    assert not plan().preempts
+
+
 @pytest.mark.parametrize(
     ("chip", "many", "steps"), [("b200_sxm", "8", 10.0), ("b200_sxm", "16", 30.0), ("h200_sxm", "16", 1.0)]
 )

@@ -63,7 +63,7 @@ OWN_PRIORS = {
     "sglang": {"first_token_s": (0.1, 0.3), "host_per_sequence_s": (3e-5, 0.5)},
     "trtllm": {"latent_layer_s": (1.5e-3, 0.4)},
 }
-SPECULATIVE = -0.25  # log(measured / predicted TPOT) below which a model with MTP heads is taken to have speculated
+SPECULATIVE = -0.25  # log(measured / predicted TPOT), against peers, below which a model with MTP heads has speculated
 
 
 def priors(engine: str) -> tuple[Floats, Floats]:
@@ -127,8 +127,8 @@ def fit_engine(
     fitted). ``compiler`` keeps the
     compiled deployments. With no ``evaluations`` the constants of ``raw`` stay.
 
-    Rows of a model with MTP heads that are a quarter faster than predicted are taken to have speculated without saying
-    so, and do not count. At most ``MOST`` rows of a campaign, evenly spaced, steer the search.
+    Rows of a model with MTP heads that are a quarter faster than the same model beside them are taken to have speculated without
+    saying so, and do not count. At most ``MOST`` rows of a campaign, evenly spaced, steer the search.
     """
     names = sorted({row.campaign for row in rows})
     owner = np.array([names.index(row.campaign) for row in rows])
@@ -169,9 +169,7 @@ def _search(
         trial = Compiler(profiles, compiler.parts, compiler.rooms, speculation=False)
         return np.log([_pair(row.case, trial) for row in rows]) - measured
 
-    first = errors(x)
-    level = np.median(first[~heads, 0]) if (~heads).any() else 0.0
-    counted = ~(heads & (first[:, 0] - level > -SPECULATIVE))
+    counted = ~(heads & (above_peers(rows, errors(x)[:, 0]) > -SPECULATIVE))
     number = np.maximum(np.bincount(owner, counted, campaigns), 1e-9)
 
     def residuals(logs: Floats) -> Floats:
@@ -181,10 +179,28 @@ def _search(
         between = _redescending(mean / BETWEEN) * (2.0 * number / (number + 6.0))[:, None]
         return np.concatenate([inside.ravel(), between.ravel(), strength * (logs - prior)])
 
-    return least_squares(residuals, x, diff_step=1e-2, max_nfev=evaluations, xtol=1e-4, ftol=1e-4, method="trf")
+    # A finite difference's step is a share of the variable: around 1, all constants are tried STEP away, also those near log 1.
+    offset = prior - 1.0
+    found = least_squares(
+        lambda y: residuals(y + offset), x - offset, diff_step=STEP, max_nfev=evaluations, xtol=1e-4, ftol=1e-4, method="trf"
+    )
+    found.x = found.x + offset
+    return found
 
 
 STRENGTH = 1.0  # of the priors
+STEP = 0.03  # of finite differences, log: the followed queues answer smaller ones with jumps
+
+
+def above_peers(rows: Sequence[Measured], error: Floats) -> Floats:
+    """How far log(predicted / measured) of each row lies above the lower quartile of the same architecture, precision and chip:
+    whichever of them speculated, the quartile did not, and what the physics misses of this model there is taken out."""
+    peers = [(a.model_type, a.hidden, a.num_layers, g["precision"], g["chip"]) for a, g in (
+        (row.case.pools[-1].deployment.architecture, row.case.group) for row in rows)]  # fmt: skip
+    index = {name: number for number, name in enumerate(dict.fromkeys(peers))}
+    owner = np.array([index[name] for name in peers])
+    quartiles = np.array([np.quantile(error[owner == number], 0.25) for number in range(len(index))])
+    return np.asarray(error - quartiles[owner], float)
 
 
 def _soft(error: Floats) -> Floats:

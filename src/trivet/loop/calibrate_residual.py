@@ -219,11 +219,21 @@ def share_and_lean(target: Floats, mean: Floats, deviation: Floats, shares: Floa
 
     def loss(share: float, lean: float) -> float:
         spread = deviation * np.quantile(np.abs(target - share * mean) / deviation, 0.8) / Z80
-        error = np.abs(np.expm1(share * mean - np.minimum(lean * spread**2, spread) - target))
-        return float(np.median(error) + P90_WEIGHT * np.quantile(error, 0.9))
+        return _loss(target, share * mean, spread, lean)
 
     found = min((loss(share, lean), share, lean) for share in shares.tolist() for lean in LEANS.tolist())
     return found[1], found[2]
+
+
+def lean_of(target: Floats, middle: Floats, spread: Floats) -> float:
+    """Variances below the middle with the least relative error, under the deviations that the intervals are given."""
+    return float(min((_loss(target, middle, spread, lean), lean) for lean in LEANS.tolist())[1])
+
+
+def _loss(target: Floats, middle: Floats, spread: Floats, lean: float) -> float:
+    """Median of the relative error and a share of its p90, the value ``lean`` variances below the middle."""
+    error = np.abs(np.expm1(middle - np.minimum(lean * spread**2, spread) - target))
+    return float(np.median(error) + P90_WEIGHT * np.quantile(error, 0.9))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -253,26 +263,33 @@ TRUST = 5.0  # campaigns after which a group's own width counts half
 
 def widths_of(left: LeftOut) -> Widths:
     """Shares and factors from what was left out. A group's factor is its own 80% quantile drawn towards that of all, the
-    more so the fewer campaigns it has; a last common factor sets the coverage of each tier."""
+    more so the fewer campaigns it has; a last common factor sets the coverage of each tier. Its lean is drawn likewise."""
     groups = sorted(set(left.group.tolist()))
-    share, lean, factor = np.ones(3), np.zeros(3), np.ones((3, len(groups) + 1))
+    share, lean, factor = np.ones(3), np.zeros((3, len(groups) + 1)), np.ones((3, len(groups) + 1))
     for tier in range(3):
         part = left.rows(left.tier == tier)
         if not len(part.target):
             continue
         shares = SHARES if tier else np.ones(1)  # a campaign's own rows speak for it
-        share[tier], lean[tier] = share_and_lean(part.target, part.mean, part.deviation, shares)
+        share[tier], _ = share_and_lean(part.target, part.mean, part.deviation, shares)
         ratio = np.abs(part.target - share[tier] * part.mean) / part.deviation / Z80
         whole = float(np.quantile(ratio, 0.8))
-        logs = np.zeros(len(groups) + 1)
+        logs, trust = np.zeros(len(groups) + 1), np.zeros(len(groups) + 1)
         for number, group in enumerate(groups):
             own = part.group == group
             if own.any():
                 campaigns = len(set(part.campaign[own].tolist()))
-                logs[number] = np.log(np.quantile(ratio[own], 0.8) / whole) * campaigns / (campaigns + TRUST)
+                trust[number] = campaigns / (campaigns + TRUST)
+                logs[number] = np.log(np.quantile(ratio[own], 0.8) / whole) * trust[number]
         index = np.array([groups.index(group) for group in part.group.tolist()])
         rest = float(np.quantile(ratio / np.exp(logs[index]), 0.8))
         factor[tier] = rest * np.exp(logs)
+        middle, spread = share[tier] * part.mean, part.deviation * factor[tier][index]
+        lean[tier] = lean_of(part.target, middle, spread)
+        for number in range(len(groups)):
+            own = index == number
+            if own.any():
+                lean[tier, number] += trust[number] * (lean_of(part.target[own], middle[own], spread[own]) - lean[tier, number])
     return Widths(share, lean, tuple(groups), factor)
 
 

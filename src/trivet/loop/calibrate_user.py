@@ -195,7 +195,7 @@ def observation(run: Run, deployment: Deployment) -> Observation:
         policy = Policy(
             plan.mixing, plan.budget_tokens, min(plan.max_sequences, float(settings.max_num_seqs)), kv,
             deployment.layout.attention_dp, frontend_s=constants.frontend_s, look_steps=plan.look_steps,
-            wait_steps=plan.wait_steps, first_token_steps=min(1.0, constants.first_token_steps),
+            wait_steps=plan.wait_steps, first_token_steps=min(1.0, constants.first_token_steps), preempts=plan.preempts,
         )  # fmt: skip
         if run.rate_per_s > 0:
             return open_loop(

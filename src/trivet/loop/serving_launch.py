@@ -12,9 +12,8 @@ import math
 from dataclasses import replace
 
 from trivet.cloud.engine.scheduling import Schedule
-from trivet.loop.serving_rows import Case
-
-LENGTHS = (1024.0, 8192.0)  # prompts and answers of the benchmark; dated rows of other lengths come from other clients
+from trivet.loop import serving_scripts
+from trivet.loop.serving_rows import LENGTHS, Case
 
 
 def launched(case: Case, plan: Schedule) -> Schedule:
@@ -25,9 +24,8 @@ def launched(case: Case, plan: Schedule) -> Schedule:
 
 
 def _vllm(case: Case, plan: Schedule) -> Schedule:
-    """Default budgets, but two prompts on B200 since April 2026."""
-    twice = case.group["chip"].startswith("b200") and case.measured_on >= "2026-04-03"
-    return replace(plan, budget_tokens=2.0 * case.isl) if twice else plan
+    g = case.group
+    return serving_scripts.vllm_schedule(plan, g["model"], g["chip"], g["precision"], case.measured_on, case.isl)
 
 
 def _sglang(case: Case, plan: Schedule) -> Schedule:
@@ -86,9 +84,12 @@ def _trtllm(case: Case, plan: Schedule) -> Schedule:
         return replace(plan, gather_steps=20.0, gather_share=0.9) if even and layout.tp < 8 else plan
     if "qwen3.5" in model:
         budget = 32768.0 if case.isl == 8192.0 else 16384.0
+        plan = replace(plan, preempts=True)  # capacity_scheduler_policy: MAX_UTILIZATION
         if balance:
             return replace(plan, budget_tokens=budget, wait_steps=500.0)
         return replace(plan, budget_tokens=budget, gather_steps=50.0, gather_share=0.45)
+    if "minimax" in model:  # MAX_UTILIZATION, enable_piecewise_cuda_graph
+        plan = replace(plan, preempts=True, launches=0.0)
     budget = 20000.0 if "gpt-oss" in model else 16384.0
     return replace(plan, budget_tokens=budget, wait_steps=50.0 if balance else 0.0)
 

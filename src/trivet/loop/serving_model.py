@@ -11,6 +11,7 @@ import numpy as np
 from trivet.cloud import fabric
 from trivet.cloud.deployment import Deployment, StepTable
 from trivet.cloud.engine import Components, EngineProfile, assemble, compile_components, profile, room, schedule
+from trivet.cloud.engine.versions import before
 from trivet.cloud.serving.steady import Policy, Split, Steady, closed_loop, closed_loop_split
 from trivet.errors import DoesNotFit
 from trivet.loop.serving_launch import launched
@@ -69,9 +70,12 @@ class Compiler:
                 self.rooms[key] = (np.inf, f"by our count it does not fit, its KV taken as sufficient: {error}")
         return self.rooms[key]
 
-    def table(self, deployment: Deployment, launches: float = 1.0) -> StepTable:
-        """``launches``: the host's time for launches in steps with prompts, over that of the engine."""
+    def table(self, deployment: Deployment, launches: float = 1.0, overlap: bool | None = None) -> StepTable:
+        """``launches``: the host's time for launches in steps with prompts, over that of the engine. ``overlap``: whether the
+        host works beside the device, where a launch script says so."""
         constants = self.constants(deployment)
+        if overlap is not None:
+            constants = replace(constants, overlap=overlap)
         if launches != 1.0:
             constants = constants.launching(launches)
         key = (self.number(deployment), constants.routed_layer_s, constants.overlap)
@@ -85,7 +89,8 @@ def deployment_key(deployment: Deployment) -> Any:
     d = deployment
     s = d.settings
     quantisation = d.architecture.quantisation
-    return (d.architecture.name, quantisation, d.chip.name, d.server, d.layout, s.engine, s.kv_dtype, s.weight_dtype,
+    old = s.engine == "trtllm" and before(s.version, "1.2")  # other expert kernels: ``Clock.generated``
+    return (d.architecture.name, quantisation, d.chip.name, d.server, d.layout, s.engine, old, s.kv_dtype, s.weight_dtype,
             s.moe_dtype, s.speculative_tokens, s.all_reduce)  # fmt: skip
 
 
@@ -133,7 +138,8 @@ def _aggregated(case: Case, compiler: Compiler, low: float) -> Steady:
     pool = case.pools[0]
     clients = max(1.0, case.concurrency / pool.workers)
     plan = launched(case, schedule(pool.deployment, case.isl, case.osl, clients))
-    table, constants = compiler.table(pool.deployment, plan.launches), compiler.constants(pool.deployment)
+    table = compiler.table(pool.deployment, plan.launches, plan.overlap)
+    constants = compiler.constants(pool.deployment)
     kv_tokens = compiler.kv_tokens(pool.deployment)[0]
     policy = Policy(
         plan.mixing,
@@ -141,6 +147,7 @@ def _aggregated(case: Case, compiler: Compiler, low: float) -> Steady:
         plan.max_sequences,
         kv_tokens,
         pool.deployment.layout.attention_dp,
+        preempts=plan.preempts,
         frontend_s=constants.frontend_s,
         look_steps=plan.look_steps,
         wait_steps=plan.wait_steps,

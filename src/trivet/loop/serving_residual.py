@@ -159,7 +159,7 @@ class Widths:
     deviation [tiers, groups + 1] so that 80% fall inside; ``groups`` are "engine mode", the last column is any other.
 
     A relative error counts a value twice too high for more than one half too low, so the value with the least expected one
-    lies ``lean`` variances below the middle (1 were the distribution log-normal).
+    lies ``lean`` variances below the middle (1 were the distribution log-normal; [tiers, groups + 1]).
     """
 
     share: Floats
@@ -169,7 +169,7 @@ class Widths:
 
 
 def plain_widths() -> Widths:
-    return Widths(np.ones(3), np.zeros(3), (), np.ones((3, 1)))
+    return Widths(np.ones(3), np.zeros((3, 1)), (), np.ones((3, 1)))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -233,7 +233,7 @@ class Process:
         index = {name: i for i, name in enumerate(self.widths.groups)}
         group = [index.get(name, len(index)) for name in group_names(found)]
         middle, spread = self.widths.share[tier] * mean, self.widths.factor[tier, group] * deviation
-        return Corrected(middle, spread, middle - np.minimum(self.widths.lean[tier] * spread**2, spread), tier)
+        return Corrected(middle, spread, middle - np.minimum(self.widths.lean[tier, group] * spread**2, spread), tier)
 
     def tier(self, found: Features) -> NDArray[np.int64]:
         """0: of a campaign that was fitted (same set-up, model, chip, precision and mode); 1: of a chip family that was; 2:
@@ -303,6 +303,7 @@ def shipped() -> dict[str, Process]:
             held[f"{name}_{what}"].astype(np.float64)
             for what in ("target", "logs", "noise", "odd", "share", "lean", "factor")
         )
+        lean = lean if lean.ndim == 2 else np.repeat(lean[:, None], factor.shape[1], axis=1)
         widths = Widths(share, lean, tuple(held[f"{name}_groups"].tolist()), factor)
         out[name] = fit_process(found, target, form, logs, noise, odd, widths)
     return out

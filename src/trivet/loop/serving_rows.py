@@ -16,6 +16,7 @@ from typing import Any
 from trivet.chip import catalogue as chips
 from trivet.cloud.deployment import ENGINES, Deployment, EngineSettings
 from trivet.errors import DoesNotFit, TrivetError
+from trivet.loop import serving_scripts
 from trivet.loop.serving_precision import resolve_precision
 from trivet.model import config as models
 from trivet.model.architecture import Architecture
@@ -23,6 +24,7 @@ from trivet.model.parallel import Layout
 
 _ENGINE_NAMES = {"tensorrt-llm": "trtllm", "tensorrt_llm": "trtllm", "trt-llm": "trtllm", "trt": "trtllm"}
 MODES = ("agg", "disagg")
+LENGTHS = (1024.0, 8192.0)  # prompts and answers of InferenceX; dated rows of other lengths come from other clients
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +106,7 @@ def _case(name: str, row: Mapping[str, str]) -> Case:
         raise TrivetError(f"{mode!r} is no mode", field="mode", allowed=MODES)
     isl, osl = _count(row, "isl", needed=True), _count(row, "osl", needed=True)
     base = replace(base, expected_isl=isl)
+    base = _launched_cache(base, row, precision)
     pools = _aggregated(base, row, notes) if mode == "agg" else _disaggregated(base, row, notes)
     concurrency = _concurrency(row, pools, notes)
     chip, settings = base.chip, base.settings
@@ -118,6 +121,15 @@ def _case(name: str, row: Mapping[str, str]) -> Case:
         "measured_on": row.get("measured_on", ""),
     }
     return Case(name, pools, isl, osl, concurrency, row.get("measured_on", ""), group, tuple(notes))
+
+
+def _launched_cache(base: Deployment, row: Mapping[str, str], precision: str) -> Deployment:
+    """``base`` with the KV cache's format that the benchmark's script sets, where the row is from it."""
+    date, settings = row.get("measured_on", ""), base.settings
+    if not date or {_count(row, "isl"), _count(row, "osl")} - set(LENGTHS):
+        return base
+    found = serving_scripts.cache_format(settings.engine, base.architecture.name, base.chip.name, precision, date)
+    return base if found is None else replace(base, settings=replace(settings, kv_dtype=found))
 
 
 @lru_cache(maxsize=2048)
@@ -142,6 +154,10 @@ def architecture_of(name: str) -> Architecture:
 def _aggregated(base: Deployment, row: Mapping[str, str], notes: list[str]) -> tuple[Pool, ...]:
     batch, concurrency = _count(row, "batch_size"), _count(row, "concurrency")
     layout = _launched_layout(base, row, _layout(base, row, "", notes), notes)
+    spread = serving_scripts.spread_experts(base, layout)
+    if spread != layout:
+        notes.append(f"experts cut {layout.moe_tp} ways are no whole blocks: taken as spread over {spread.moe_ep} chips")
+        layout = spread
     ratio = round(concurrency / batch) if batch and concurrency else 1
     workers = 1
     if ratio > layout.attention_dp:
@@ -164,7 +180,7 @@ def _launched_layout(base: Deployment, row: Mapping[str, str], layout: Layout, n
         or layout.attention_dp > 1
     ):
         return layout
-    if {isl, osl} - {1024.0, 8192.0} or layout.pp > 1 or chips == 1:
+    if {isl, osl} - set(LENGTHS) or layout.pp > 1 or chips == 1:
         return layout
     if "deepseek" in model:
         if "fp4" in base.architecture.quantisation.experts:

@@ -113,6 +113,113 @@ def test_kv_limit_queues() -> None:
     assert float(tight.tpot_s) < float(free.tpot_s)
 
 
+def preempting_loop(t: StepTable, isl: float, osl: float, clients: int, waves: int, kv: float) -> tuple[float, float]:
+    """A scheduler that lets a prompt in when it fits and sends the youngest back when answers grow too long, one step at a time
+    and with a budget for every prompt that fits: mean TTFT and TPOT."""
+    count = max(32, clients * waves)
+    inputs, outputs = drawn(isl, osl, count, 0.8)
+    now, issued = 0.0, min(clients, count)
+    waiting = [(i, 0.0, 0) for i in range(issued)]  # request, arrival, tokens that it had
+    running: list[list[float]] = []  # request, tokens it has, in the order in which they came in
+    first, ttft, tpot = np.zeros(count), np.zeros(count), np.zeros(count)
+    while waiting or running:
+        while len(running) > 1 and sum(inputs[int(i)] + n for i, n in running) + len(running) > kv:
+            i, had = running.pop()
+            waiting.insert(0, (int(i), 0.0, int(had)))
+        used, prompts, entering = sum(inputs[int(i)] + n for i, n in running), 0.0, []
+        while waiting and (used + inputs[waiting[0][0]] + waiting[0][2] <= kv or not (running or entering)):
+            i, arrival, had = waiting.pop(0)
+            used, prompts = used + inputs[i] + had, prompts + inputs[i] + had
+            entering.append((i, arrival, had))
+        b = len(running)
+        now += float(np.interp(prompts + b, t.tokens, t.mixed_s)) if prompts else float(np.interp(b, t.sequences, t.graph_s))
+        for sequence in running:
+            sequence[1] += 1
+        for i, arrival, had in entering:
+            if not had:
+                ttft[i], first[i] = now - arrival, now
+            running.append([i, max(had, 1)])
+        for i, n in [s for s in running if s[1] >= outputs[int(s[0])]]:
+            running.remove([i, n])
+            tpot[int(i)] = (now - first[int(i)]) / max(outputs[int(i)] - 1, 1)
+            if issued < count:
+                waiting.append((issued, now, 0))
+                issued += 1
+    return float(ttft.mean()), float(tpot.mean())
+
+
+@pytest.mark.parametrize("kv", [9000.0, 16000.0, 1e9])
+def test_preemption_equals_plain_loop(kv: float) -> None:
+    t = table(context_s=0.0)
+    found = closed_loop(t, 300, 900, 16, Policy(budget_tokens=1e6, kv_tokens=kv, preempts=True), waves=4)
+    ttft, tpot = preempting_loop(t, 300, 900, 16, 4, kv)
+    assert float(found.ttft_s) == pytest.approx(ttft, rel=0.05, abs=2e-3)
+    assert float(found.tpot_s) == pytest.approx(tpot, rel=0.02)
+
+
+def test_preemption_answers_sooner_than_room_for_whole_answers() -> None:
+    policy = Policy(kv_tokens=9000.0)
+    kept = closed_loop(table(), 300, 900, 16, policy)
+    stopped = closed_loop(table(), 300, 900, 16, replace(policy, preempts=True))
+    assert float(stopped.ttft_s) < 0.8 * float(kept.ttft_s)
+    assert float(stopped.tpot_s) > float(kept.tpot_s)
+
+
+def ranks_loop(t: StepTable, isl: float, osl: float, clients: int, ranks: int, wait: int, budget: float) -> tuple[float, float]:
+    """Attention data parallelism one step at a time: a queue and a budget per rank, prompts held until every rank has one or
+    ``wait`` steps are counted: mean TTFT and TPOT."""
+    count = max(32, clients * 4)
+    inputs, outputs = drawn(isl, osl, count, 0.8)
+    now, issued, counted = 0.0, min(clients, count), 0
+    arrivals = [(i, 0.0) for i in range(issued)]
+    queues: list[list[tuple[int, float]]] = [[] for _ in range(ranks)]
+    running: list[dict[int, float]] = [{} for _ in range(ranks)]
+    first, ttft, tpot = np.zeros(count), np.zeros(count), np.zeros(count)
+    while arrivals or any(queues) or any(running):
+        for i, arrival in arrivals:
+            loads = [len(q) + len(r) for q, r in zip(queues, running, strict=True)]
+            queues[int(np.argmin(loads))].append((i, arrival))
+        arrivals = []
+        entering: list[list[tuple[int, float]]] = [[] for _ in range(ranks)]
+        if any(queues) and (all(queues) or not all(running) or counted >= wait):
+            for k in range(ranks):
+                left = budget - len(running[k])
+                while queues[k] and (inputs[queues[k][0][0]] <= left or not entering[k]):
+                    left -= inputs[queues[k][0][0]]
+                    entering[k].append(queues[k].pop(0))
+        a_rank = sum(len(r) for r in running) / ranks
+        if any(entering):
+            counted = 0
+            longest = max(sum(inputs[i] for i, _ in e) for e in entering)
+            now += float(np.interp(longest + a_rank, t.tokens, t.mixed_s))
+        else:
+            counted = counted + 1 if any(queues) else (counted + 1) % wait
+            now += float(np.interp(a_rank, t.sequences, t.graph_s))
+        for k in range(ranks):
+            for i in list(running[k]):
+                running[k][i] -= 1
+                if running[k][i] <= 0:
+                    running[k].pop(i)
+                    tpot[i] = (now - first[i]) / max(outputs[i] - 1, 1)
+                    if issued < count:
+                        arrivals.append((issued, now))
+                        issued += 1
+            for i, arrival in entering[k]:
+                ttft[i], first[i] = now - arrival, now
+                running[k][i] = outputs[i] - 1
+    return float(ttft.mean()), float(tpot.mean())
+
+
+@pytest.mark.parametrize(("clients", "ranks", "budget"), [(16, 4, 1300.0), (64, 8, 1300.0), (64, 8, 4000.0)])
+def test_ranks_equal_plain_loop(clients: int, ranks: int, budget: float) -> None:
+    t = table(context_s=0.0)
+    policy = Policy("whole_prompt", budget_tokens=budget, ranks=ranks, wait_steps=60.0)
+    found = closed_loop(t, 1000, 300, clients, policy, waves=4)
+    ttft, tpot = ranks_loop(t, 1000, 300, clients, ranks, 60, budget)
+    assert float(found.ttft_s) == pytest.approx(ttft, rel=0.05)
+    assert float(found.tpot_s) == pytest.approx(tpot, rel=0.02)
+
+
 def test_prompts_first_spare_ttft_and_cost_tpot() -> None:
     chunked = closed_loop(table(), 4000, 200, 32, Policy("chunked", 1024))
     first = closed_loop(table(), 4000, 200, 32, Policy("prefill_first", 8192))

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from trivet.chip import timing
 from trivet.cloud import collectives
 from trivet.cloud.deployment import Deployment
+from trivet.cloud.engine.versions import before
 from trivet.model.layers import operators
 from trivet.model.parallel import Batch, Layout
 from trivet.operators import Attention, Gemm, GroupedGemm, Operator, Scan, Stream, Transfer
@@ -65,9 +66,10 @@ def kind_index(operator: Operator) -> int:
     return 9 if isinstance(operator, Attention) and operator.kind == "mla" else 3
 
 
-# Format of experts -> stand-ins of the same width: where the chip has its units, and where it widens the weights.
-_OTHER_EXPERTS = {"fp8": ("fp8_block", "int8_wo"), "mxfp4": ("nvfp4", "int4_wo")}
-_UNITS = {"fp8_block": "fp8", "nvfp4": "fp4"}
+# Format of experts -> stand-ins of the same width: where the chip has its units, and where it widens the weights. MXFP4 weights
+# meet 8-bit activations on Blackwell (vLLM, SGLang: FlashInfer's generated kernels; TensorRT-LLM: ``backend: TRTLLM``).
+_OTHER_EXPERTS = {"fp8": ("fp8_block", "int8_wo"), "mxfp4": ("w4a8_mxfp4", "int4_wo")}
+_UNITS = {"fp8_block": "fp8", "w4a8_mxfp4": "fp4"}
 
 
 def _faster(found: Any, rival: Any) -> Any:
@@ -97,8 +99,12 @@ class Clock:
         found = timing.time(operator, self.deployment.chip, self.kernels(operator))
         if isinstance(operator, GroupedGemm) and self.deep_gemm(operator):
             found = _faster(found, timing.time(operator, self.deployment.chip, "trtllm"))
+        generated = self.generated(operator) if isinstance(operator, GroupedGemm) else ""
+        if generated:
+            found = _faster(found, timing.time(operator, self.deployment.chip, generated))
         if isinstance(operator, GroupedGemm) and operator.dtype in _OTHER_EXPERTS:
-            found = _faster(found, self.stand_in(operator))
+            other = self.stand_in(operator)
+            found = found if other is None else _faster(found, other)
         return found
 
     def kernels(self, operator: Operator) -> str:
@@ -113,11 +119,27 @@ class Clock:
         spread over attention-data-parallel ranks."""
         return self.library == "sglang" and operator.dtype == "fp8_block" and self.deployment.layout.attention_dp > 1
 
+    def generated(self, operator: GroupedGemm) -> str:
+        """The library that was measured with TensorRT-LLM's generated kernels (``moe_config.backend: TRTLLM``) where it runs
+        them, "" where it does not: on Blackwell, without attention data parallelism (CUTLASS and DeepGEMM exchange tokens
+        there); for block-scaled FP8 since 1.2, before that DeepGEMM. vLLM's block-scaled experts are these kernels too, through
+        FlashInfer."""
+        deployment = self.deployment
+        if self.library != "trtllm" or deployment.chip.family != "blackwell" or deployment.layout.attention_dp > 1:
+            return ""
+        if operator.dtype == "nvfp4":
+            return "trtllm_min"
+        return "vllm" if operator.dtype == "fp8_block" and not before(deployment.settings.version, "1.2") else ""
+
     def stand_in(self, operator: GroupedGemm) -> Any:
         """An expert kernel's time in another format of the same width: the measured kernels of some formats are in part untuned
-        ones that an engine passes over."""
+        ones that an engine passes over. None where it has no others: TensorRT-LLM widens MXFP4 with the kernels of Triton, which
+        are those measured, and has no Marlin ones."""
         native, weight_only = _OTHER_EXPERTS[operator.dtype]
-        other = replace(operator, dtype=native if self.deployment.chip.supports(_UNITS[native]) else weight_only)
+        own = self.deployment.chip.supports(_UNITS[native])
+        if not own and operator.dtype == "mxfp4" and self.library == "trtllm":
+            return None
+        other = replace(operator, dtype=native if own else weight_only)
         return timing.time(other, self.deployment.chip, self.library)
 
     def sums(self, found: tuple[Operator, ...], rows: int, columns: int) -> tuple[Floats, Floats, Floats, float, float]:

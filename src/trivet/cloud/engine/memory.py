@@ -54,7 +54,10 @@ def room(deployment: Deployment, profile: EngineProfile, context: float = 0.0) -
     adapters = 0.0
     if settings.max_loras:
         adapters = settings.max_loras * adapter_bytes(deployment, settings.lora_rank, settings.lora_targets)
-    left = usable - weights - activations - profile.memory_reserve_bytes - adapters
+    taken = weights + activations + profile.memory_reserve_bytes + adapters
+    left = usable - taken
+    if settings.engine == "trtllm":  # a fraction of what is free once the model is loaded (``free_gpu_memory_fraction``)
+        left = (found.value - taken) * settings.memory_utilization
     blocks = int(left // (share * settings.block_size)) if left > 0 and share > 0 else 0
     if settings.num_kv_blocks:
         blocks = settings.num_kv_blocks

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from importlib import resources
@@ -18,6 +17,7 @@ from typing import Any
 
 from trivet.chip.reading import data_folder, folders
 from trivet.cloud.engine.components import KINDS
+from trivet.cloud.engine.versions import numbers
 from trivet.errors import TrivetError, UnknownName
 
 
@@ -54,12 +54,12 @@ class EngineProfile:
         """The constants of ``version``; "" and names that are no number are the newest."""
         if not version[:1].isdigit():
             return self
-        slow = self.slow_until and _numbers("0.10") <= _numbers(version) < _numbers(self.slow_until)
+        slow = self.slow_until and numbers("0.10") <= numbers(version) < numbers(self.slow_until)
         found = self.launching(2.0) if slow else self
         if not self.serial_builds:
             return found
-        first, until = (_numbers(text) for text in self.serial_builds)
-        return replace(found, overlap=self.overlap and not first <= _numbers(version) < until)
+        first, until = (numbers(text) for text in self.serial_builds)
+        return replace(found, overlap=self.overlap and not first <= numbers(version) < until)
 
     def launching(self, factor: float) -> EngineProfile:
         """The same engine whose host takes ``factor`` times as long to launch steps with prompts."""
@@ -69,10 +69,6 @@ class EngineProfile:
     @property
     def prompts_alone(self) -> bool:
         return self.mixing == "prefill_first"
-
-
-def _numbers(version: str) -> tuple[int, ...]:
-    return tuple(int(number) for number in re.findall(r"\d+", version)[:2])
 
 
 @lru_cache(maxsize=1)

@@ -23,6 +23,8 @@ class Schedule:
     gather_steps: float = 0.0  # steps that prompts may wait until they fill a share of the token budget
     gather_share: float = 0.0
     launches: float = 1.0  # of steps with prompts by the host, over the engine's usual; 0: captured graphs
+    overlap: bool | None = None  # whether the host works beside the device; None: as the build of the engine does
+    preempts: bool = False  # a request enters when its prompt's KV fits, not when its whole answer's does
     stream_steps: float = 0.0  # decode steps until a worker of a decode pool streams its first token
     cold_s: float = 0.0  # once: kernels compiled at the first step that fills the budget
 
@@ -30,13 +32,18 @@ class Schedule:
 def schedule(deployment: Deployment, isl: float, osl: float, concurrency: float) -> Schedule:
     """The scheduler as ``concurrency`` clients with ``isl`` / ``osl`` tokens meet it where nothing else is said.
 
-    vLLM: 8,192 tokens on chips of 70 GB and more. SGLang: chunks of 8,192, on large chips 16,384. TensorRT-LLM: a prompt at
-    a time (``max_num_tokens`` is sized to the load), and with attention-DP a prompt waits up to 60 steps for the other ranks.
+    vLLM: 8,192 tokens and 1,024 sequences on chips of 70 GiB and more, 2,048 and 256 on smaller ones and on any A100
+    (``EngineArgs.get_batch_defaults``); a request enters when its prompt fits. SGLang: chunks of 8,192, on large chips 16,384.
+    TensorRT-LLM: a prompt at a time (``max_num_tokens`` is sized to the load), and with attention-DP a prompt waits up to 60
+    steps for the other ranks.
     """
     settings, ranks = deployment.settings, deployment.layout.attention_dp
-    large = (deployment.chip.get("memory_bytes") or 0.0) > 170e9
+    memory = deployment.chip.get("memory_bytes") or 0.0
+    large = memory > 170e9
     if settings.engine == "vllm":
-        return Schedule("chunked", 8192.0, 1024.0)
+        server = memory >= 70 * 2**30 and not deployment.chip.name.startswith("a100")
+        budget, sequences = (8192.0, 1024.0) if server else (2048.0, 256.0)
+        return Schedule("chunked", budget, sequences, preempts=True)
     if settings.engine == "sglang":
         return Schedule("prefill_first", 16384.0 if large else 8192.0, 1024.0)
     budget = max(isl + osl + 200.0, 1024.0) + concurrency / ranks

@@ -1,9 +1,8 @@
 """Compiled replay of one replica under clients that always have one request open, or under given arrivals.
 
-It is the limit that ``steady.py`` offers to batch prediction: one replica, first come first served, no prefix cache, no
-preemption (a request enters when its final KV fits). Between two events (an arrival, a finished prompt, a finished answer)
-decode steps are not walked one by one: ``n`` steps of ``B`` sequences whose mean context is ``c`` at the middle of the run
-take ``n step(B, c)``.
+It is the limit that ``steady.py`` offers to batch prediction: one replica, first come first served, no prefix cache.
+Between two events (an arrival, a finished prompt, a finished answer) decode steps are not walked one by one: ``n`` steps of
+``B`` sequences whose mean context is ``c`` at the middle of the run take ``n step(B, c)``.
 """
 
 from __future__ import annotations
@@ -85,8 +84,32 @@ def pop(heap, size):
 
 
 @njit(cache=True)
+def drop(heap, size, request, scale):
+    """Remove the entry of ``request`` from the heap of (finishing step, request) keys; returns the new size."""
+    for i in range(size):
+        if heap[i] - np.floor(heap[i] / scale) * scale == request:
+            left = heap[i + 1 : size].copy()
+            size = i
+            for key in left:
+                size = push(heap, size, key)
+            return size
+    return size
+
+
+@njit(cache=True)
+def compact(stack, top, finished):
+    """Take those that have finished out of ``stack[:top]``; returns the new top."""
+    kept = 0
+    for i in range(top):
+        if finished[stack[i]] == 0.0:
+            stack[kept] = stack[i]
+            kept += 1
+    return kept
+
+
+@njit(cache=True)
 def replay(
-    tokens, mixed_s, sequences, graph_s, context, decode_s, chunk, past, prefill_s, host, overlap,
+    tokens, mixed_s, sequences, graph_s, context, decode_s, chunk, past, prefill_s, host, overlap, preempts,
     policy, budget, max_sequences, kv_tokens, ranks, tokens_a_step, decode_tokens, look_steps, wait_steps,
     gather_steps, gather_tokens, cold_s, inputs, outputs, arrivals, clients, client_s, gap_s, ttft, tpot, finished,
 ):  # fmt: skip
@@ -94,7 +117,10 @@ def replay(
 
     Closed loop when ``clients > 0``: that many are sent at time 0, each end sends the next after ``client_s``
     (``arrivals`` is then written); the first burst passes the front end one request each ``gap_s``. Open otherwise, at
-    ``arrivals``. ``host``: decode, mixed, per sequence seconds.
+    ``arrivals``. ``host``: decode, mixed, per sequence seconds. With ``preempts`` a prompt enters when its own KV fits; where
+    the growing answers fit no more, the youngest sequence leaves, waits in front of the others and computes its tokens anew.
+    Without, a request enters when the KV of its whole answer fits.
+
     Sequence, token and KV limits are those of the whole deployment of ``ranks`` attention-DP ranks; the slowest rank
     sets the step. New requests are looked at every ``look_steps`` decode steps, and after a step of prompts alone. Every
     ``wait_steps`` steps prompts enter though not every rank has one; without, they wait for that. Prompts wait up to
@@ -106,6 +132,7 @@ def replay(
     scale = 1048576.0
     heap_size = 0
     waiting = np.empty(total, np.int64)
+    again, begun, stack, top = np.zeros(total), np.zeros(total), np.empty(total + 1, np.int64), 0
     head, tail, issued = 0, 0, 0
     first = np.zeros(total)
     if clients > 0:
@@ -131,13 +158,25 @@ def replay(
             while seen < tail and arrivals[waiting[seen]] <= t:
                 seen += 1
             next_look = turn + look_steps
+        while preempts and running > 1 and sum_context + running * tokens_a_step > kv_tokens:
+            r = stack[top - 1]
+            top -= 1
+            if finished[r] > 0.0:
+                continue
+            heap_size = drop(heap, heap_size, r, scale)
+            done_steps = steps - begun[r]
+            again[r] = 1.0 + done_steps * tokens_a_step
+            sum_context -= inputs[r] + again[r]
+            running -= 1
+            head -= 1
+            waiting[head] = r
         limit = 0.0  # steps that prompts are held back at most, from the start of the wait
         if running > 0 and wait_steps > 0 and seen - head < ranks:
             limit = wait_steps  # counts whether a prompt waits or not
         elif running > 0 and gather_steps > 0 and head < seen:
             gathered = running * decode_tokens
             for i in range(head, seen):
-                gathered += inputs[waiting[i]]
+                gathered += inputs[waiting[i]] + again[waiting[i]]
                 if gathered >= gather_tokens:
                     break
             if gathered < gather_tokens:
@@ -149,13 +188,14 @@ def replay(
         left = budget * ranks - (running * decode_tokens if policy != PREFILL_FIRST else 0.0)
         prompt_tokens, attention, prompts, ended, largest = 0.0, 0.0, 0, 0, 0.0
         if partial >= 0 and left > 0:
-            size = min(inputs[partial] - partial_done, left)
+            whole = inputs[partial] + again[partial]
+            size = min(whole - partial_done, left)
             attention += plane(chunk, past, prefill_s, size, partial_done)
             prompt_tokens += size
             largest = size
             left -= size
             prompts += 1
-            if partial_done + size >= inputs[partial]:
+            if partial_done + size >= whole:
                 batch[ended] = partial
                 ended += 1
                 partial = -1
@@ -165,9 +205,10 @@ def replay(
             r = waiting[head]
             if running + prompts >= max_sequences:
                 break
-            if reserved + inputs[r] + outputs[r] > kv_tokens and running + prompts > 0:
+            size = inputs[r] + again[r]
+            asked = sum_context + prompt_tokens + size if preempts else reserved + inputs[r] + outputs[r]
+            if asked > kv_tokens and running + prompts > 0:
                 break
-            size = inputs[r]
             if size > left:
                 if policy == WHOLE_PROMPT and prompts > 0:
                     break
@@ -180,7 +221,7 @@ def replay(
             largest = max(largest, size)
             left -= size
             prompts += 1
-            if size >= inputs[r]:
+            if size >= inputs[r] + again[r]:
                 batch[ended] = r
                 ended += 1
             else:
@@ -199,10 +240,13 @@ def replay(
             step = max(device, cpu) if overlap else device + cpu
             if seen < tail and running < max_sequences:
                 r = waiting[seen]
-                if reserved + inputs[r] + outputs[r] <= kv_tokens:
+                asked = sum_context + inputs[r] if preempts else reserved + inputs[r] + outputs[r]
+                if asked <= kv_tokens:
                     n = min(n, max(np.ceil((arrivals[r] - t) / step), next_look - turn))
             if limit > 0:
                 n = min(n, limit - held)
+            if preempts and running > 1:
+                n = min(n, np.floor((kv_tokens - sum_context) / (running * tokens_a_step)))
             n = max(n, 1.0)
             if limit > 0:
                 held += n
@@ -231,12 +275,21 @@ def replay(
             t += max(device, cpu) if overlap else device + cpu
         for k in range(ended):
             r = batch[k]
-            ttft[r] = t - arrivals[r]
-            first[r] = t
+            if again[r] == 0.0:
+                ttft[r] = t - arrivals[r]
+                first[r] = t
+            begun[r] = steps - max(again[r] - 1.0, 0.0) / tokens_a_step
             length = np.ceil(max(outputs[r] - 1.0, 0.0) / tokens_a_step)
-            heap_size = push(heap, heap_size, (steps + length) * scale + r)
+            heap_size = push(heap, heap_size, (begun[r] + length) * scale + r)
             running += 1
-            sum_context += inputs[r] + 1.0
+            sum_context += inputs[r] + max(again[r], 1.0)
+            if preempts:
+                while top > 0 and finished[stack[top - 1]] > 0.0:
+                    top -= 1
+                if top == len(stack):
+                    top = compact(stack, top, finished)
+                stack[top] = r
+                top += 1
         while heap_size > 0 and np.floor(heap[0] / scale) <= steps:
             key, heap_size = pop(heap, heap_size)
             r = int(key - np.floor(key / scale) * scale)

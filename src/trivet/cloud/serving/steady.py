@@ -43,6 +43,7 @@ class Policy:
     ranks: int = 1
     tokens_a_step: float = 1.0
     decode_tokens: float = 1.0
+    preempts: bool = False  # a request enters when its prompt fits; the youngest leaves where answers grow too long
     frontend_s: float = 0.0  # front end's serial time per request of a burst
     look_steps: float = 1.0  # steps between two looks at the queue of new requests
     wait_steps: float = 0.0  # steps that a prompt may wait until every rank has one
@@ -251,12 +252,23 @@ def _run(
 ) -> tuple[Floats, ...]:
     """Per request: TTFT, TPOT, finish; and lengths, arrivals."""
     from trivet.cloud.serving._loop_closed import replay
+    from trivet.cloud.serving._loop_ranks import replay_ranks
 
     ttft, tpot, finished = (np.zeros(len(inputs)) for _ in range(3))
     host = np.array([table.host_decode_s, table.host_mixed_s, table.host_per_sequence_s])
+    if policy.mixing == "whole_prompt" and policy.ranks > 1:
+        replay_ranks(
+            table.tokens, table.mixed_s, table.sequences, table.graph_s, table.context, table.decode_attention_s, table.chunk,
+            table.past, table.prefill_attention_s, host, table.overlap, float(policy.budget_tokens),
+            float(policy.max_sequences), float(policy.kv_tokens), int(policy.ranks), float(policy.tokens_a_step),
+            float(policy.decode_tokens), float(policy.wait_steps), inputs, outputs, arrivals, clients,
+            float(table.first_token_overhead_s), float(policy.frontend_s), ttft, tpot, finished,
+        )  # fmt: skip
+        return ttft + table.first_token_overhead_s + policy.first_token_steps * tpot, tpot, finished, outputs
     replay(
         table.tokens, table.mixed_s, table.sequences, table.graph_s, table.context, table.decode_attention_s, table.chunk,
-        table.past, table.prefill_attention_s, host, table.overlap, MIXING[policy.mixing], float(policy.budget_tokens),
+        table.past, table.prefill_attention_s, host, table.overlap, policy.preempts, MIXING[policy.mixing],
+        float(policy.budget_tokens),
         float(policy.max_sequences * policy.ranks), float(policy.kv_tokens * policy.ranks), float(policy.ranks),
         float(policy.tokens_a_step), float(policy.decode_tokens), float(policy.look_steps), float(policy.wait_steps),
         float(policy.gather_steps), float(policy.gather_tokens), float(policy.cold_s), inputs, outputs, arrivals, clients,
