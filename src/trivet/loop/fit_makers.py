@@ -33,6 +33,10 @@ Floats = NDArray[np.float64]
 LIBRARIES = ("vllm", "sglang")
 COLUMNS = ("chip", "kind", "precision", "rows", "columns", "depth", "experts", "top_k", "us")
 PRIOR = np.array([0.4, 0.3, 0.5])  # log spread of the offsets before the fit
+# A precision with few rows (published peaks, of shapes chosen to show them) stays near the same units' other format, where the
+# family has one with many, else near the maker's other family.
+FEW, FEW_PRIOR = 40, np.array([0.15, 0.15, 0.25])
+NEAR = {"fp8": "fp8_block"}
 HUBER = 0.25
 ROUNDS = 30
 POWERS = (1.0, 1.25, 1.5, 2.0, 2.5, 4.0)
@@ -111,36 +115,50 @@ def _families(
     """(loss of all, family -> name -> what was fitted) where compute and memory join with ``power``."""
     families: dict[str, dict[str, Any]] = {}
     total = 0.0
-    for (family, kind, library, precision), found in sorted(parts.items(), reverse=True):
-        name = f"{kind}|{library}|{precision}"
-        start = next((f[name]["offset"] for known, f in families.items() if known != family and name in f), [0.0] * 3)
-        loss, fitted = _fitted(found, kind, library, precision, np.array(start), power)
+    newest = sorted(parts.items(), key=lambda part: (part[0][0], _rows(part[1]), part[0]), reverse=True)
+    for (family, kind, library, precision), found in newest:
+        name, few = f"{kind}|{library}|{precision}", _rows(found) < FEW
+        near = f"{kind}|{{}}|{NEAR.get(precision, '')}"
+        own = [families.get(family, {}).get(near.format(other)) for other in (library, *LIBRARIES)] if few else []
+        others = [names.get(name) for known, names in families.items() if known != family]
+        start = next((held["offset"] for held in (*own, *others) if held), [0.0] * 3)
+        loss, fitted = _fitted(found, kind, library, precision, (np.array(start), FEW_PRIOR if few else PRIOR), power)
         families.setdefault(family, {})[name] = fitted
         total += loss
     return total, families
 
 
+def _rows(found: Sequence[tuple[Sample, Chip]]) -> int:
+    return int(sum(len(sample.seconds) for sample, _ in found))
+
+
 def _fitted(
-    found: Sequence[tuple[Sample, Chip]], kind: str, library: str, precision: str, start: Floats, power: float
+    found: Sequence[tuple[Sample, Chip]],
+    kind: str,
+    library: str,
+    precision: str,
+    prior: tuple[Floats, Floats],
+    power: float,
 ) -> tuple[float, dict[str, Any]]:
+    start, width = prior
     delta = start.copy()
     for _ in range(ROUNDS):
         gaps, slopes, weights = _linearised(found, kind, library, precision, delta, power)
         robust = weights * np.minimum(1.0, HUBER / np.maximum(np.abs(gaps), 1e-9))
-        normal = (slopes.T * robust) @ slopes + np.diag(PRIOR**-2)
-        step = np.linalg.solve(normal, (slopes.T * robust) @ gaps - (delta - start) / PRIOR**2)
+        normal = (slopes.T * robust) @ slopes + np.diag(width**-2)
+        step = np.linalg.solve(normal, (slopes.T * robust) @ gaps - (delta - start) / width**2)
         delta = delta + np.clip(step, -0.3, 0.3)
     gaps, slopes, weights = _linearised(found, kind, library, precision, delta, power)
     size = np.abs(gaps)
     loss = weights @ np.where(size < HUBER, gaps**2 / 2.0, HUBER * (size - HUBER / 2.0))
-    loss += (((delta - start) / PRIOR) ** 2).sum() / 2.0
+    loss += (((delta - start) / width) ** 2).sum() / 2.0
     spread = np.median(size) * 1.4826
-    covariance = np.linalg.inv((slopes.T * weights) @ slopes / max(spread, 0.05) ** 2 * 0.25 + np.diag(PRIOR**-2))
+    covariance = np.linalg.inv((slopes.T * weights) @ slopes / max(spread, 0.05) ** 2 * 0.25 + np.diag(width**-2))
     return float(loss), {
         "offset": [round(float(v), 4) for v in delta],
         "sigma": [round(float(v), 4) for v in np.hypot(np.sqrt(np.diag(covariance)), LEAST)],
         "power": power,
-        "rows": int(sum(len(sample.seconds) for sample, _ in found)),
+        "rows": _rows(found),
         "median_error": round(float(np.median(np.abs(np.expm1(-gaps)))), 4),
     }
 

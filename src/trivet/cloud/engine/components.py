@@ -92,14 +92,10 @@ class Clock:
         if isinstance(operator, Transfer):
             group = operator.group
             if group not in self.levels:
+                # Through a switch, or over PCIe, the link's rate tells the measured kernels apart; neighbours' links need telling.
                 self.levels[group] = [
-                    collectives.Level(
-                        level.size,
-                        level.bandwidth_bytes_per_s / level.oversubscription,
-                        level.latency_s,
-                        log_sigma=level.log_sigma,
-                    )
-                    for level in fabric.levels(self.place, group, self.deployment.chip)
+                    level if level.topology in ("mesh", "ring", "torus") else replace(level, topology="")
+                    for level in collectives.levels_of(self.deployment.chip, group, self.deployment.server)
                 ]
             return collectives.time(operator, self.levels[group], self.deployment.chip, self.library)
         found = timing.time(operator, self.deployment.chip, self.kernels(operator))
