@@ -25,13 +25,17 @@ def launched(case: Case, plan: Schedule) -> Schedule:
 
 
 def _vllm(case: Case, plan: Schedule) -> Schedule:
-    """Default budgets, but two prompts on B200 since April 2026."""
+    """Default budgets, but two prompts on B200 since April 2026, and on AMD's chips 131,072 tokens for Llama."""
+    if _amd(case) and "llama" in case.group["model"].lower():
+        return replace(plan, budget_tokens=131072.0)
     twice = case.group["chip"].startswith("b200") and case.measured_on >= "2026-04-03"
     return replace(plan, budget_tokens=2.0 * case.isl) if twice else plan
 
 
 def _sglang(case: Case, plan: Schedule) -> Schedule:
     """Chunks of 16,384 or (block-scaled FP8) 32,768; a look every 10 decode steps on Blackwell, every 30 from 16 clients on."""
+    if _amd(case):
+        return _sglang_amd(case, plan)
     if len(case.pools) > 1:
         return replace(plan, stream_steps=_streamed_every(case))
     eight_bit = case.group["precision"].startswith("fp8")
@@ -39,6 +43,22 @@ def _sglang(case: Case, plan: Schedule) -> Schedule:
     blackwell = case.group["family"] == "blackwell"
     seldom = 1.0 if not blackwell or ranks > 1 else 30.0 if case.concurrency >= 16 else 10.0
     return replace(plan, budget_tokens=32768.0 if eight_bit else 16384.0, look_steps=seldom)
+
+
+def _amd(case: Case) -> bool:
+    return case.group["chip"].startswith("mi3")
+
+
+def _sglang_amd(case: Case, plan: Schedule) -> Schedule:
+    """Chunks of 196,608 tokens, since 23 January 2026 131,072 on MI300X and MI325X; 32,768 for FP4 with long prompts and
+    more than 32 clients. The scripts ask for four continuous decode steps, which SGLang since 0.4 does not heed. Workers of
+    disaggregated runs stream every token."""
+    if len(case.pools) > 1:
+        return replace(plan, stream_steps=1.0)
+    if not case.group["chip"].startswith("mi355x"):
+        return replace(plan, budget_tokens=131072.0 if case.measured_on >= "2026-01-23" else 196608.0)
+    crowded = case.isl > case.osl and case.concurrency > 32.0 and not case.group["precision"].startswith("fp8")
+    return replace(plan, budget_tokens=32768.0 if crowded else 196608.0)
 
 
 def _streamed_every(case: Case) -> float:

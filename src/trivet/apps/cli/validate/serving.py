@@ -17,7 +17,8 @@ app = typer.Typer(add_completion=False, rich_markup_mode=None)
 def serving(
     rows: Annotated[
         Path | None,
-        typer.Argument(metavar="FILE", help="Columns as in serving_measured.csv; default: the calibration data."),
+        typer.Argument(metavar="FILE", help="Columns as in serving_measured.csv, instead of ttft_ms and tpot_ms also latency_s or output_tokens_per_s; "
+            "default: the calibration data."),
     ] = None,
     hold_out: Annotated[
         str,
@@ -32,7 +33,10 @@ def serving(
     ] = 0.0,
     limit_ttft: Annotated[float, typer.Option(help="The same for TTFT.")] = 0.0,
 ) -> None:
-    """Median and p90 error of TPOT and TTFT by mode, chip, engine and model; coverage and width of the 80% intervals."""
+    """Median and p90 error of TPOT and TTFT by mode, maker, chip, engine and model; coverage and width of the 80% intervals.
+
+    Rows that publish only how long a request lasts, or only a throughput of a closed loop, are compared by that.
+    """
     from trivet.apps.cli.options import csv_list
     from trivet.apps.cli.screen import progress
     from trivet.errors import TrivetError
@@ -48,7 +52,7 @@ def serving(
                 field="FILE",
                 allowed="a CSV, or TRIVET_SHARED_DATA set to its folder",
             )
-    measured = measured_rows(rows)
+    measured = measured_rows(rows, whole=splits != ["nothing"])
     with progress(enabled=not as_json) as report:
         checked = loop.check(measured, splits, report)
     summary = loop.summarise(measured, checked)
@@ -68,7 +72,9 @@ def serving(
 
         terminal(checked, summary, str(out) if out else "")
     limits = {"tpot": limit_tpot, "ttft": limit_ttft}
-    worse = [s.group for s in loop.scores(checked, "split", "quantity") if 0 < limits[s.group[1]] < s.median_error]
+    worse = [
+        s.group for s in loop.scores(checked, "split", "quantity") if 0 < limits.get(s.group[1], 0.0) < s.median_error
+    ]
     if worse:
         typer.echo(f"above the limit: {', '.join(' '.join(group) for group in worse)}", err=True)
         raise typer.Exit(1)
