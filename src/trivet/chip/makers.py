@@ -53,7 +53,11 @@ _OFFSETS = {
 }
 _OTHER = ((0.20, 0.12, 0.60), (0.30, 0.15, 0.60))
 # A precision that was not fitted for a kind -> one of like kernels.
-_ALIKE = {"fp16": "bf16", "mxfp8": "fp8", "mxfp4": "nvfp4", "int8_wo": "bf16", "int4_wo": "mxfp4", "w4a8_mxfp4": "nvfp4"}
+_ALIKE = {
+    "fp16": ("bf16",), "mxfp8": ("fp8",), "mxfp4": ("nvfp4",), "int8_wo": ("bf16",), "int4_wo": ("mxfp4",),
+    "w4a8_mxfp4": ("nvfp4",), "fp8+fp8": ("bf16+fp8", "bf16+bf16"), "bf16+fp8": ("fp8+fp8", "bf16+bf16"),
+    "bf16+bf16": ("bf16+fp8", "fp8+fp8"),
+}  # fmt: skip
 
 
 @cache
@@ -67,7 +71,7 @@ def fitted() -> dict[str, dict[str, Any]]:
 @cache
 def _profile(maker: str, family: str, kind: str, library: str, precision: str) -> MakerProfile:
     kernels = fitted().get(family, {})
-    for name in (precision, _ALIKE.get(precision, "")):
+    for name in (precision, *_ALIKE.get(precision, ())):
         found = kernels.get(f"{kind}|{library}|{name}")
         if found is not None:
             return MakerProfile(np.array(found["offset"]), np.array(found["sigma"]), True, float(found["power"]))

@@ -1,7 +1,8 @@
 """Offsets of other makers' kernels from a table of their published times: what ``chip/makers.py`` reads.
 
 AMD's AITER library ships a CSV of tuned kernels with the time that each took (``aiter/configs``, MIT): products and expert
-products of CDNA 3 and CDNA 4. A sample of it and a few published sustained peaks make the table. For every family, kind of
+products of CDNA 3 and CDNA 4. A sample of it and a few published sustained peaks make one table, times of attention kernels from
+pull requests of the same library another. For every family, kind of
 kernel, library and precision three offsets (compute, memory, floor) are fitted in log space on top of what is believed of a
 typical chip: Huber's loss, every size of batch counts alike, a normal prior around the offsets of the maker's other family (or
 zero). A library's shapes differ, so each is fitted on its own; AMD's engines all run the same kernels.
@@ -22,16 +23,17 @@ from numpy.typing import NDArray
 
 from trivet.chip import catalogue, residual
 from trivet.chip.centre import believed
-from trivet.chip.kernels import kind_of
+from trivet.chip.kernels import kind_of, precision_of
 from trivet.chip.point import chip_point
 from trivet.chip.spec import Chip
 from trivet.chip.timing import predict_flat
 from trivet.errors import TrivetError
-from trivet.operators import Gemm, GroupedGemm
+from trivet.operators import Attention, Gemm, GroupedGemm
 
 Floats = NDArray[np.float64]
 LIBRARIES = ("vllm", "sglang")
 COLUMNS = ("chip", "kind", "precision", "rows", "columns", "depth", "experts", "top_k", "us")
+ATTENTION = ("sequences", "q_tokens", "kv_tokens", "heads", "kv_heads", "qk_head_dim", "v_head_dim", "causal", "us")
 PRIOR = np.array([0.4, 0.3, 0.5])  # log spread of the offsets before the fit
 # A precision with few rows (published peaks, of shapes chosen to show them) stays near the same units' other format, where the
 # family has one with many, else near the maker's other family.
@@ -40,6 +42,7 @@ NEAR = {"fp8": "fp8_block"}
 HUBER = 0.25
 ROUNDS = 30
 POWERS = (1.0, 1.25, 1.5, 2.0, 2.5, 4.0)
+KERNELS = {"gemm": POWERS, "moe": POWERS, "prefill": (residual.SOFT_MAX_POWER,), "mla": (residual.SOFT_MAX_POWER,)}
 # Never asked for: vLLM's measured block-scaled products wait for their host, engines take SGLang's (``cloud/engine``).
 HOSTED = (("gemm_narrow", "vllm", "fp8_block"),)
 # What a family's kernels do not tell of another chip of it, or of the next release of the library: MI300X and MI325X sustain
@@ -49,7 +52,8 @@ LEAST = np.array([0.12, 0.08, 0.15])
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """Kernels of one chip, kind and precision: ``shape`` [rows, 5] (rows, columns, depth, experts, top_k), seconds."""
+    """Kernels of one chip, kind and precision: ``shape`` [rows, 5] (rows, columns, depth, experts, top_k), seconds; of an
+    attention [rows, 8] as ``ATTENTION`` names them."""
 
     chip: str
     kind: str
@@ -57,8 +61,12 @@ class Sample:
     shape: Floats
     seconds: Floats
 
-    def operator(self) -> Gemm | GroupedGemm:
+    def operator(self) -> Gemm | GroupedGemm | Attention:
         """All rows as one operator."""
+        if self.kind not in ("gemm", "moe"):
+            kind, dtype, cache = self.kind.split("+")
+            masked = bool(self.shape[0, 7])
+            return Attention("published", *self.shape.T[:7], 0.0, dtype, cache, kind, masked)
         rows, columns, depth, experts, top_k = self.shape.T
         if self.kind == "gemm":
             return Gemm("published", rows, columns, depth, self.precision)
@@ -86,6 +94,28 @@ def read(path: Path) -> list[Sample]:
     return out
 
 
+def read_attention(path: Path) -> list[Sample]:
+    """Times of attention kernels: one sample for each chip, kind, precision, question of one token or many, and mask."""
+    groups: dict[tuple[str, str, bool, bool], list[list[float]]] = {}
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            for row in csv.DictReader(file):
+                numbers = [float(row[name]) for name in ATTENTION]
+                if row["kind"] not in ("gqa", "mla") or not all(math.isfinite(v) for v in numbers) or numbers[-1] <= 0:
+                    raise TrivetError(f"no kernel: {row}", field=str(path), allowed="gqa or mla with a positive time")
+                kind = f"{row['kind']}+{row['dtype']}+{row['kv_dtype']}"
+                groups.setdefault((row["chip"], kind, numbers[1] > 1, bool(numbers[7])), []).append(numbers)
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise TrivetError(f"cannot be read: {error}", field=str(path)) from error
+    except (KeyError, TypeError, ValueError) as error:
+        raise TrivetError(f"no table of attention: {error}", field=str(path), allowed=", ".join(ATTENTION)) from error
+    out = []
+    for (chip, kind, _, _), found in sorted(groups.items()):
+        table = np.array(found)
+        out.append(Sample(chip, kind, "", table[:, :8], table[:, 8] * 1e-6))
+    return out
+
+
 def fit(samples: Sequence[Sample]) -> dict[str, Any]:
     """Family -> "kind|library|precision" -> offset, sigma, power, rows and the median error left. Newer families come first:
     what they tell is where an older one's fit starts from. One power holds for all products, one for all expert products."""
@@ -93,13 +123,14 @@ def fit(samples: Sequence[Sample]) -> dict[str, Any]:
     for sample in samples:
         chip = catalogue.chip(sample.chip)
         for library in LIBRARIES:
-            kind = kind_of(sample.operator(), library)
-            if (kind, library, sample.precision) not in HOSTED:
-                parts.setdefault((chip.family, kind, library, sample.precision), []).append((sample, chip))
+            operator = sample.operator()
+            kind, precision = kind_of(operator, library), precision_of(operator)
+            if (kind, library, precision) not in HOSTED:
+                parts.setdefault((chip.family, kind, library, precision), []).append((sample, chip))
     best: dict[str, tuple[float, dict[str, dict[str, Any]]]] = {}
-    for kernels in ("gemm", "moe"):
+    for kernels, powers in KERNELS.items():
         own = {key: found for key, found in parts.items() if key[1].startswith(kernels)}
-        tried = [_families(own, power) for power in POWERS] if own else []
+        tried = [_families(own, power) for power in powers] if own else []
         if tried:
             best[kernels] = min(tried, key=lambda found: found[0])
     families: dict[str, dict[str, Any]] = {}
@@ -121,8 +152,9 @@ def _families(
         near = f"{kind}|{{}}|{NEAR.get(precision, '')}"
         own = [families.get(family, {}).get(near.format(other)) for other in (library, *LIBRARIES)] if few else []
         others = [names.get(name) for known, names in families.items() if known != family]
-        start = next((held["offset"] for held in (*own, *others) if held), [0.0] * 3)
-        loss, fitted = _fitted(found, kind, library, precision, (np.array(start), FEW_PRIOR if few else PRIOR), power)
+        start = next((held["offset"] for held in (*own, *others) if held), None)
+        prior = (np.array(start or [0.0] * 3), FEW_PRIOR if few and start else PRIOR)
+        loss, fitted = _fitted(found, kind, library, precision, prior, power)
         families.setdefault(family, {})[name] = fitted
         total += loss
     return total, families
@@ -167,13 +199,16 @@ def _linearised(
     found: Sequence[tuple[Sample, Chip]], kind: str, library: str, precision: str, delta: Floats, power: float
 ) -> tuple[Floats, Floats, Floats]:
     """(log measured / predicted, its slopes [rows, 3] in the offsets, weights: every octave and a half of rows as one)."""
-    learned = residual.shipped()[kind]
+    kinds = residual.shipped()
     gaps, slopes, weights = [], [], []
     for sample, chip in found:
-        point = chip_point(chip, sample.precision)
-        offset, _, _, _ = believed(learned, point, point, kind, library, precision)
+        operator = sample.operator()
+        point = chip_point(chip, operator.dtype)
+        held, named = residual.with_kernel(kinds, kind, library, point.family, precision)
+        learned = kinds[held]
+        offset, _, _, _ = believed(learned, point, point, held, named, precision)
         parts = predict_flat(
-            learned, sample.operator(), point, kind, library, offset + delta, False, bounded=False, power=power
+            learned, operator, point, kind, named, offset + delta, False, bounded=False, power=power
         )
         gaps.append(np.log(sample.seconds / parts[0]))
         slopes.append(np.column_stack(parts[1:4]))
