@@ -59,6 +59,9 @@ _ALIKE = {
     "bf16+bf16": ("bf16+fp8", "fp8+fp8"),
 }  # fmt: skip
 
+# Attention of a family that was not fitted -> the family whose kernels the same library wrote for both; the spread it adds.
+_ATTENTION, _NEXT, _NEXT_SIGMA = ("prefill", "decode", "mla_prefill", "mla_decode"), {"cdna3": "cdna4"}, np.array([0.3, 0.1, 0.2])
+
 
 @cache
 def fitted() -> dict[str, dict[str, Any]]:
@@ -70,11 +73,12 @@ def fitted() -> dict[str, dict[str, Any]]:
 
 @cache
 def _profile(maker: str, family: str, kind: str, library: str, precision: str) -> MakerProfile:
-    kernels = fitted().get(family, {})
-    for name in (precision, *_ALIKE.get(precision, ())):
-        found = kernels.get(f"{kind}|{library}|{name}")
-        if found is not None:
-            return MakerProfile(np.array(found["offset"]), np.array(found["sigma"]), True, float(found["power"]))
+    names = [f"{kind}|{library}|{name}" for name in (precision, *_ALIKE.get(precision, ()))]
+    for known in (family, _NEXT.get(family, "") if kind in _ATTENTION else ""):
+        kernels = fitted().get(known, {})
+        for found in (kernels[name] for name in names if name in kernels):
+            sigma = np.hypot(found["sigma"], 0.0 if known == family else _NEXT_SIGMA)
+            return MakerProfile(np.array(found["offset"]), sigma, True, float(found["power"]))
     offset, sigma = _OFFSETS.get(family) or _OFFSETS.get(maker, _OTHER)
     return MakerProfile(np.array(offset), np.array(sigma))
 

@@ -43,6 +43,8 @@ HUBER = 0.25
 ROUNDS = 30
 POWERS = (1.0, 1.25, 1.5, 2.0, 2.5, 4.0)
 KERNELS = {"gemm": POWERS, "moe": POWERS, "prefill": (residual.SOFT_MAX_POWER,), "mla": (residual.SOFT_MAX_POWER,)}
+# Long questions of latent attention: the typical kernel is a tenth as fast as the best, so little is known beforehand.
+LATENT_PRIOR = np.array([2.0, 0.3, 0.5])
 # Never asked for: vLLM's measured block-scaled products wait for their host, engines take SGLang's (``cloud/engine``).
 HOSTED = (("gemm_narrow", "vllm", "fp8_block"),)
 # What a family's kernels do not tell of another chip of it, or of the next release of the library: MI300X and MI325X sustain
@@ -95,8 +97,9 @@ def read(path: Path) -> list[Sample]:
 
 
 def read_attention(path: Path) -> list[Sample]:
-    """Times of attention kernels: one sample for each chip, kind, precision, question of one token or many, and mask."""
-    groups: dict[tuple[str, str, bool, bool], list[list[float]]] = {}
+    """Times of attention kernels: one sample for each chip, kind, precision, question of one token or many, mask and kind of
+    head."""
+    groups: dict[tuple[str, str, bool, bool, bool], list[list[float]]] = {}
     try:
         with path.open(newline="", encoding="utf-8") as file:
             for row in csv.DictReader(file):
@@ -104,13 +107,14 @@ def read_attention(path: Path) -> list[Sample]:
                 if row["kind"] not in ("gqa", "mla") or not all(math.isfinite(v) for v in numbers) or numbers[-1] <= 0:
                     raise TrivetError(f"no kernel: {row}", field=str(path), allowed="gqa or mla with a positive time")
                 kind = f"{row['kind']}+{row['dtype']}+{row['kv_dtype']}"
-                groups.setdefault((row["chip"], kind, numbers[1] > 1, bool(numbers[7])), []).append(numbers)
+                same_head = numbers[5] == numbers[6]
+                groups.setdefault((row["chip"], kind, numbers[1] > 1, bool(numbers[7]), same_head), []).append(numbers)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise TrivetError(f"cannot be read: {error}", field=str(path)) from error
     except (KeyError, TypeError, ValueError) as error:
         raise TrivetError(f"no table of attention: {error}", field=str(path), allowed=", ".join(ATTENTION)) from error
     out = []
-    for (chip, kind, _, _), found in sorted(groups.items()):
+    for (chip, kind, *_), found in sorted(groups.items()):
         table = np.array(found)
         out.append(Sample(chip, kind, "", table[:, :8], table[:, 8] * 1e-6))
     return out
@@ -153,7 +157,8 @@ def _families(
         own = [families.get(family, {}).get(near.format(other)) for other in (library, *LIBRARIES)] if few else []
         others = [names.get(name) for known, names in families.items() if known != family]
         start = next((held["offset"] for held in (*own, *others) if held), None)
-        prior = (np.array(start or [0.0] * 3), FEW_PRIOR if few and start else PRIOR)
+        wide = LATENT_PRIOR if kind == "mla_prefill" else PRIOR
+        prior = (np.array(start or [0.0] * 3), FEW_PRIOR if few and start else wide)
         loss, fitted = _fitted(found, kind, library, precision, prior, power)
         families.setdefault(family, {})[name] = fitted
         total += loss
