@@ -53,13 +53,18 @@ def test_one_power_joins_compute_and_memory_of_all_products() -> None:
 
 def test_a_fitted_kernel_is_surer_than_a_guess() -> None:
     chip = catalogue.chip("mi300x")
-    known, guessed = maker_profile(chip, "gemm_narrow", "sglang", "fp8_block"), maker_profile(chip, "scan", "sglang", "scan")
+    known, guessed = (
+        maker_profile(chip, "gemm_narrow", "sglang", "fp8_block"),
+        maker_profile(chip, "scan", "sglang", "scan"),
+    )
     assert known.fitted and not guessed.fitted
     assert (known.sigma[:2] < 0.4).all()
 
 
 def test_attention_of_cdna3_leans_on_cdna4_with_more_spread() -> None:
-    old, new = (maker_profile(catalogue.chip(name), "mla_prefill", "sglang", "bf16+bf16") for name in ("mi300x", "mi355x"))
+    old, new = (
+        maker_profile(catalogue.chip(name), "mla_prefill", "sglang", "bf16+bf16") for name in ("mi300x", "mi355x")
+    )
     assert (old.offset == new.offset).all() and (old.sigma > new.sigma).all()
 
 

@@ -48,9 +48,7 @@ def test_median_error_by_maker(checked: list[Checked], maker: str) -> None:
 
 def test_the_half_that_set_nothing_is_no_worse(checked: list[Checked]) -> None:
     half = halves()
-    by_half = {
-        name: [c for c in checked if half[c.id] == name and c.quantity != "ttft"] for name in ("set", "held")
-    }
+    by_half = {name: [c for c in checked if half[c.id] == name and c.quantity != "ttft"] for name in ("set", "held")}
     errors = {name: np.median([abs(c.predicted / c.measured - 1.0) for c in found]) for name, found in by_half.items()}
     inside = {name: np.mean([c.lo <= c.measured <= c.hi for c in found]) for name, found in by_half.items()}
     assert errors["held"] < 0.15 and errors["set"] < 0.15

@@ -62,7 +62,8 @@ _ALIKE = {
 }  # fmt: skip
 
 # Attention of a family that was not fitted -> the family whose kernels the same library wrote for both; the spread it adds.
-_ATTENTION, _NEXT, _NEXT_SIGMA = ("prefill", "decode", "mla_prefill", "mla_decode"), {"cdna3": "cdna4"}, np.array([0.3, 0.1, 0.2])
+_ATTENTION = ("prefill", "decode", "mla_prefill", "mla_decode")
+_NEXT, _NEXT_SIGMA = {"cdna3": "cdna4"}, np.array([0.3, 0.1, 0.2])
 
 
 @cache

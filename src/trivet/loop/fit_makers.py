@@ -67,8 +67,9 @@ class Sample:
         """All rows as one operator."""
         if self.kind not in ("gemm", "moe"):
             kind, dtype, cache = self.kind.split("+")
-            masked = bool(self.shape[0, 7])
-            return Attention("published", *self.shape.T[:7], 0.0, dtype, cache, kind, masked)
+            sequences, q, kv, heads, kv_heads, qk, v, masked = self.shape.T
+            causal = bool(masked[0])
+            return Attention("published", sequences, q, kv, heads, kv_heads, qk, v, 0.0, dtype, cache, kind, causal)
         rows, columns, depth, experts, top_k = self.shape.T
         if self.kind == "gemm":
             return Gemm("published", rows, columns, depth, self.precision)
@@ -212,9 +213,7 @@ def _linearised(
         held, named = residual.with_kernel(kinds, kind, library, point.family, precision)
         learned = kinds[held]
         offset, _, _, _ = believed(learned, point, point, held, named, precision)
-        parts = predict_flat(
-            learned, operator, point, kind, named, offset + delta, False, bounded=False, power=power
-        )
+        parts = predict_flat(learned, operator, point, kind, named, offset + delta, False, bounded=False, power=power)
         gaps.append(np.log(sample.seconds / parts[0]))
         slopes.append(np.column_stack(parts[1:4]))
         size = np.floor(np.log2(np.maximum(sample.shape[:, 0], 1.0)) / 1.5)

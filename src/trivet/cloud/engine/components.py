@@ -92,7 +92,7 @@ class Clock:
         if isinstance(operator, Transfer):
             group = operator.group
             if group not in self.levels:
-                # Through a switch, or over PCIe, the link's rate tells the measured kernels apart; neighbours' links need telling.
+                # Through a switch or over PCIe the link's rate tells the measured kernels apart; neighbours' links need telling.
                 self.levels[group] = [
                     level if level.topology in ("mesh", "ring", "torus") else replace(level, topology="")
                     for level in collectives.levels_of(self.deployment.chip, group, self.deployment.server)

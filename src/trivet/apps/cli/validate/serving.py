@@ -17,8 +17,11 @@ app = typer.Typer(add_completion=False, rich_markup_mode=None)
 def serving(
     rows: Annotated[
         Path | None,
-        typer.Argument(metavar="FILE", help="Columns as in serving_measured.csv, instead of ttft_ms and tpot_ms also latency_s or output_tokens_per_s; "
-            "default: the calibration data."),
+        typer.Argument(
+            metavar="FILE",
+            help="Columns as in serving_measured.csv, instead of ttft_ms and tpot_ms also latency_s or output_tokens_per_s; "
+            "default: the calibration data.",
+        ),
     ] = None,
     hold_out: Annotated[
         str,
