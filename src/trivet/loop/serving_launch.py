@@ -55,7 +55,7 @@ def _sglang_amd(case: Case, plan: Schedule) -> Schedule:
     disaggregated runs stream every token."""
     if len(case.pools) > 1:
         return replace(plan, stream_steps=1.0)
-    if not case.group["chip"].startswith("mi355x"):
+    if not case.group["chip"].startswith("mi35"):
         return replace(plan, budget_tokens=131072.0 if case.measured_on >= "2026-01-23" else 196608.0)
     crowded = case.isl > case.osl and case.concurrency > 32.0 and not case.group["precision"].startswith("fp8")
     return replace(plan, budget_tokens=32768.0 if crowded else 196608.0)
