@@ -7,7 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
+from trivet.apps.cli.calibrate import app
 from trivet.chip import catalogue, residual
 from trivet.chip.kernels import kind_of
 from trivet.chip.makers import fitted, maker_profile
@@ -82,3 +84,11 @@ def test_a_bad_table_is_named(tmp_path: Path, text: str, words: str) -> None:
         fit_makers.read(path)
     with pytest.raises(TrivetError, match="no table of attention"):
         fit_makers.read_attention(path)
+
+
+def test_the_command_writes_what_is_shipped(tmp_path: Path) -> None:
+    out = tmp_path / "makers.json"
+    answer = CliRunner().invoke(app, [str(DATA), "--kinds", "makers", "-o", str(out)])
+    assert answer.exit_code == 0, answer.output
+    shipped = resources.files("trivet.data.calibration").joinpath("makers.json").read_text("utf-8")
+    assert out.read_text("utf-8") == shipped
