@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from trivet.errors import TrivetError
+from trivet.units import Z80
 
 STATUSES = ("published", "reported", "derived", "measured", "unpublished")
 
@@ -63,7 +64,7 @@ class Fact:
         """Standard deviation of log(value) that an 80% interval implies; 0 for a plain value."""
         if self.lo is None or self.hi is None or self.lo <= 0:
             return 0.0
-        return math.log(self.hi / self.lo) / (2 * 1.2815515655446004)
+        return math.log(self.hi / self.lo) / (2 * Z80)
 
     def to_dict(self) -> dict[str, Any]:
         return {

@@ -8,6 +8,7 @@ KIB, MIB, GIB, TIB = 2.0**10, 2.0**20, 2.0**30, 2.0**40
 KILO, MEGA, GIGA, TERA, PETA = 1e3, 1e6, 1e9, 1e12, 1e15
 MICRO, MILLI, NANO, PICO = 1e-6, 1e-3, 1e-9, 1e-12
 MINUTE_S, HOUR_S, DAY_S, WEEK_S = 60.0, 3600.0, 86400.0, 604800.0
+Z80 = 1.2815515655446004  # half-width of a central 80% interval of the normal distribution, in standard deviations
 
 _PREFIXES = (
     (1e15, "P"),

@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 
 from trivet.chip.catalogue import chip
+from trivet.cloud import collectives
 from trivet.cloud.deployment import ENGINES, Deployment, EngineSettings
 from trivet.cloud.engine import assemble, compile_components, profile, room, schedule, step_table
-from trivet.cloud.engine.components import KINDS, hottest
+from trivet.cloud.engine.components import KINDS, Clock, hottest
 from trivet.errors import DoesNotFit, UnknownName
 from trivet.model.config import read
 from trivet.model.parallel import Layout
-from trivet.operators import GroupedGemm
+from trivet.operators import GroupedGemm, Transfer
 
 
 def deployment(
@@ -160,3 +161,13 @@ def test_popular_experts_leave_others_unmet() -> None:
     assert np.all(ratio[1:4] < 0.97)
     assert ratio[-1] > 0.99
     assert np.asarray(found.local_rows) == pytest.approx(np.asarray(even.local_rows))
+
+
+@pytest.mark.parametrize("chip_name", ["l40s", "rtx-pro-6000", "h100"])
+def test_all_reduces_take_what_the_fabric_was_measured_to_take(chip_name: str) -> None:
+    transfer = Transfer(name="x", kind="all_reduce", bytes=2.0**20, group=4, axis="tp")
+    given = deployment(part=chip_name)
+    for all_reduce, library in (("", "vllm"), ("nccl", "nccl")):
+        found = Clock(replace(given, settings=replace(given.settings, all_reduce=all_reduce))).seconds(transfer)
+        wanted = collectives.time(transfer, collectives.levels_of(given.chip, 4), given.chip, library)
+        assert found.value_s == wanted.value_s

@@ -55,7 +55,8 @@ def test_every_compilation_of_the_loop_is_told() -> None:
     """Each form that has no compiled copy, whoever asked last; not what else is compiled."""
     from numba.core import event
 
-    from trivet.cloud.serving._loop_fleet import advance, bounce
+    from trivet.cloud.serving._loop_fleet import advance
+    from trivet.cloud.serving._loop_updown import bounce
 
     first: list[str] = []
     second: list[str] = []

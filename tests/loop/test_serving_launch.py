@@ -7,6 +7,7 @@ import pytest
 from trivet.cloud.engine import schedule
 from trivet.cloud.engine.scheduling import Schedule
 from trivet.loop.serving_launch import launched
+from trivet.loop.serving_recipes import recipe
 from trivet.loop.serving_rows import Case, understand
 
 ROW = {
@@ -104,3 +105,36 @@ def test_llama_on_amd_takes_the_budget_of_its_scripts() -> None:
     gpt = {"model": "openai/gpt-oss-120b", "weights": "bf16", "moe_weights": "mxfp4", "engine": "vllm", "tp": "8"}
     default = schedule(*(lambda c: (c.pools[0].deployment, c.isl, c.osl, c.concurrency))(case(chip="mi300x", **gpt)))
     assert plan(chip="mi300x", **gpt).budget_tokens == default.budget_tokens
+
+
+@pytest.mark.parametrize(("weights", "date", "seconds"), [
+    ("nvfp4", "2025-11-10", 80.0), ("fp8_block", "2025-11-18", 20.0), ("fp8_block", "2025-12-31", 12.0),
+    ("nvfp4", "2026-03-25", 0.0),
+])  # fmt: skip
+def test_servers_were_cold_until_the_client_warmed_them_up(weights: str, date: str, seconds: float) -> None:
+    row = {"engine": "sglang", "model": "deepseek-ai/DeepSeek-V3", "tp": "8", "weights": weights, "moe_weights": weights}
+    assert plan(measured_on=date, **row).cold_s == seconds
+    assert plan(measured_on=date, chip="h200_sxm", **row).cold_s == 0.0
+
+
+@pytest.mark.parametrize(("model", "tp", "many", "steps", "budget"), [
+    ("zai-org/GLM-5-FP8", "8", "32", 1.0, 32768.0), ("Qwen/Qwen3.5-397B-A17B-FP8", "8", "8", 30.0, 16384.0),
+    ("Qwen/Qwen3.5-397B-A17B-FP8", "8", "4", 10.0, 16384.0), ("deepseek-ai/DeepSeek-R1", "4", "32", 10.0, 8192.0),
+])  # fmt: skip
+def test_sglang_scripts_differ_by_model(model: str, tp: str, many: str, steps: float, budget: float) -> None:
+    found = plan(engine="sglang", model=model, weights="fp8_block", tp=tp, isl="8192", concurrency=many, batch_size=many,
+                 measured_on="2026-03-25")  # fmt: skip
+    assert (found.look_steps, found.budget_tokens) == (steps, budget)
+
+
+def test_recipes_tell_the_slots_of_decode_workers() -> None:
+    row = {"engine": "trtllm", "chip": "gb200", "model": "deepseek-ai/DeepSeek-V3", "weights": "fp8_block", "isl": "8192",
+           "prefill_workers": "1", "prefill_tp": "1", "prefill_attention_dp": "8", "prefill_moe_ep": "8", "decode_workers": "3",
+           "decode_tp": "8", "decode_moe_ep": "8", "mode": "disagg", "tp": "", "measured_on": "2026-02-05"}  # fmt: skip
+    known = recipe(case(concurrency="6", **row))
+    assert known is not None
+    assert (known.slots, known.prompt_tokens, known.frontends) == (1.0, 16384.0, 8)
+    assert recipe(case(concurrency="7", **row)) is None
+    assert recipe(case(concurrency="6", **{**row, "measured_on": ""})) is None
+    assert recipe(case(concurrency="6", **{**row, "model": "Qwen/Qwen3-235B-A22B-FP8"})) is None
+    assert recipe(case()) is None

@@ -24,12 +24,15 @@ def sampled(experts: int, top_k: int, chips: int, tokens: int, zipf: float, redu
     logits = -zipf * np.log(np.arange(1.0, experts + 1.0))
     most = []
     for order, _ in placements(chosen, chips, redundant):
+        places = [np.argwhere(order == expert)[:, 0] for expert in range(experts)]
+        alone = [e for e, where in enumerate(places) if where.size == 1]
+        shared = [e for e, where in enumerate(places) if where.size > 1]
         for _ in range(max(1200 // tokens, 8)):
             noisy = logits + rng.gumbel(size=(tokens, experts))
             counts = np.bincount(np.argpartition(-noisy, top_k - 1, axis=1)[:, :top_k].ravel(), minlength=experts)
-            load = np.zeros(chips)
-            for expert in range(experts):
-                where = np.argwhere(order == expert)[:, 0]
+            load = np.bincount([places[e][0] for e in alone], counts[alone], chips)
+            for expert in shared:
+                where = places[expert]
                 np.add.at(load, where, rng.multinomial(counts[expert], np.full(where.size, 1 / where.size)))
             most.append(load.max())
     return float(np.mean(most)) / (tokens * top_k / chips)

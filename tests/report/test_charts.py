@@ -8,7 +8,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from trivet.errors import TrivetError
@@ -48,6 +48,8 @@ def test_any_numbers_draw(points: list[tuple[float, float]], x_log: bool, y_log:
 
 @settings(max_examples=100, deadline=None)
 @given(st.lists(st.floats(-1e9, 1e9, allow_nan=False), min_size=1, max_size=10), st.integers(2, 12))
+@example([5e-324], 2)
+@example([5e-324], 4)
 def test_scale_holds_the_data_and_rises(values: list[float], most: int) -> None:
     s = scale(values, 0.0, 100.0, most=most)
     assert all(-1e-6 <= s(v) <= 100 + 1e-6 for v in values)

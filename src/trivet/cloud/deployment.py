@@ -38,6 +38,7 @@ class EngineSettings:
     max_cpu_loras: int = 0  # adapters in host memory; 0 = all
     lora_rank: int = 16
     lora_targets: str = "all"  # "all" or "attention"
+    all_reduce: str = ""  # "" = the engine's own kernels, "nccl" where they are turned off
 
 
 @dataclass(frozen=True, slots=True)

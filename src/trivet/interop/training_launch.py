@@ -103,35 +103,42 @@ def megatron_arguments(job: TrainingJob, tokens: float = 0.0) -> list[str]:
         "mxfp8": ["--bf16", "--fp8-format", "e4m3", "--fp8-recipe", "mxfp8"],
         "nvfp4": ["--bf16", "--fp4-format", "e2m1", "--fp4-recipe", "nvfp4"],
     }.get(job.precision, [])
+    found += _sharding(job)
+    if split.tp > 1 and job.overlap.tp:
+        found += ["--tp-comm-overlap"]
+    found += _recompute(job)
+    if job.offload_optimizer:
+        found += ["--optimizer-cpu-offload"]
+    return [*found, "--use-flash-attn"]
+
+
+def _sharding(job: TrainingJob) -> list[str]:
+    found: list[str] = []
     if job.zero == 3:
         found += ["--use-megatron-fsdp", "--data-parallel-sharding-strategy", "optim_grads_params"]
         if job.shard_group:
-            found += ["--num-distributed-optimizer-instances", str(split.dp * split.cp // job.shard_group)]
+            instances = job.split.dp * job.split.cp // job.shard_group
+            found += ["--num-distributed-optimizer-instances", str(instances)]
     elif job.zero == 2:
         found += ["--use-megatron-fsdp", "--data-parallel-sharding-strategy", "optim_grads"]
     elif job.zero == 1:
         found += ["--use-distributed-optimizer"]
     if job.zero and job.overlap.dp:
         found += ["--overlap-grad-reduce", "--overlap-param-gather"]
-    if split.tp > 1 and job.overlap.tp:
-        found += ["--tp-comm-overlap"]
+    return found
+
+
+def _recompute(job: TrainingJob) -> list[str]:
+    split, arch = job.split, job.architecture
     if job.recompute == "full":
-        found += [
-            "--recompute-granularity",
-            "full",
-            "--recompute-method",
-            "block",
-            "--recompute-num-layers",
-            str(job.recompute_layers or math.ceil(arch.num_layers / split.pp / split.vp)),
-        ]
-    elif job.recompute == "selective":
+        layers = job.recompute_layers or math.ceil(arch.num_layers / split.pp / split.vp)
+        return ["--recompute-granularity", "full", "--recompute-method", "block", "--recompute-num-layers", str(layers)]
+    if job.recompute == "selective":
         modules = ["layernorm", "moe_act" if _moe(arch) else "mlp"] + (
             ["mla_up_proj"] if any(x.mixer.kind == "mla" for x in arch.layers) else []
         )
-        found += ["--recompute-granularity", "selective", "--recompute-modules", *modules]
-    if job.offload_optimizer:
-        found += ["--optimizer-cpu-offload"]
-    return [*found, "--use-flash-attn"]
+        return ["--recompute-granularity", "selective", "--recompute-modules", *modules]
+    return []
 
 
 def _virtual(job: TrainingJob) -> list[str]:

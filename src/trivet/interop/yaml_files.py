@@ -9,12 +9,14 @@ from trivet.errors import TrivetError
 
 MAX_BYTES = 1_000_000
 MAX_ALIASES = 100  # a scenario needs few; nested aliases grow without end
+MAX_DEPTH = 100  # the time to read brackets within brackets grows with the square of their number
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
     """The mapping that a scenario file holds.
 
-    Raises TrivetError for a file that is absent, too large, not YAML (with its line), not a mapping, or full of aliases.
+    Raises TrivetError for a file that is absent, too large, not YAML (with its line), not a mapping, nested deeply or full of
+    aliases.
     """
     place = Path(path)
     try:
@@ -25,10 +27,15 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         raise TrivetError(f"cannot be read: {getattr(error, 'strerror', None) or error}", field=str(place)) from error
     from ruamel.yaml import YAML
     from ruamel.yaml.error import YAMLError
-    from ruamel.yaml.events import AliasEvent
+    from ruamel.yaml.events import AliasEvent, CollectionEndEvent, CollectionStartEvent
 
     try:
-        aliases = sum(isinstance(event, AliasEvent) for event in YAML(typ="safe", pure=True).parse(text))
+        aliases = depth = 0
+        for event in YAML(typ="safe", pure=True).parse(text):
+            aliases += isinstance(event, AliasEvent)
+            depth += isinstance(event, CollectionStartEvent) - isinstance(event, CollectionEndEvent)
+            if depth > MAX_DEPTH:
+                raise TrivetError("nested too deeply", field=str(place), allowed=f"at most {MAX_DEPTH} levels")
         if aliases > MAX_ALIASES:
             raise TrivetError(f"{aliases} aliases", field=str(place), allowed=f"at most {MAX_ALIASES}")
         content = YAML(typ="safe", pure=True).load(text)

@@ -9,6 +9,7 @@ from statistics import NormalDist
 from typing import Any
 
 from trivet.errors import TrivetError
+from trivet.units import Z80
 
 VERDICTS = ("holds", "does not hold", "open", "quantified", "not computed")
 SURE = 0.8  # from this probability on a claim holds, from its complement down it does not; between them it is open
@@ -31,7 +32,7 @@ class Figure:
         cls, name: str, value: float, log_sigma: float, unit: str = "", note: str = "", probability: float | None = None
     ) -> Figure:
         """A log-normal figure from its median and the standard deviation of its logarithm."""
-        half = math.exp(1.2815515655446004 * log_sigma)
+        half = math.exp(Z80 * log_sigma)
         return cls(name, value, value / half, value * half, unit, note, probability)
 
     def to_dict(self) -> dict[str, Any]:

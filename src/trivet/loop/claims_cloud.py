@@ -19,10 +19,10 @@ from trivet.loop import cloud_scenario, cloud_week, training_plan, training_scen
 from trivet.loop.claim import Bench, Claim, Figure, exceeds, verdict
 from trivet.loop.claims_chips import SERVED_PER_S, SERVED_TOKENS, SUBJECT, serving
 from trivet.model.config import read as read_model
+from trivet.units import Z80
 
 RMB_PER_USD = 7.2
 CAPITAL_RMB = 380e9
-YEARS = 3.0
 AI_SHARE = Estimate(0.6, {"share of the capital spent on AI servers": 0.25})  # assumed: no breakdown is published
 UTILISATION = Estimate(0.5, {"mean use of the fleet": 0.3})  # assumed
 
@@ -103,7 +103,7 @@ def ten_thousand_cards(bench: Bench) -> Claim:
     good = large.goodput
     # What is lost is small and spreads like a log-normal; the goodput is its complement.
     lost = 1.0 - good.share.value
-    sigma = math.log(max(1.0 - good.lo, 1e-6) / lost) / 1.2815515655446004
+    sigma = math.log(max(1.0 - good.lo, 1e-6) / lost) / Z80
     probability = 1.0 - exceeds(math.log(lost), sigma, 1.0 - WORKABLE)
     scaling = large.best.result.tokens_per_s_per_chip / small.best.result.tokens_per_s_per_chip
     hours = good.mean_time_between_failures_s / 3600.0
@@ -174,7 +174,7 @@ def customers(bench: Bench) -> Claim:
     # The cards that the services need at their peak against those that the cluster has beside its training job.
     room = float(summary["chips"] - sum(spec.chips for spec in scenario.training))
     value, lo, hi = (sum(float(s["chips_at_peak"][k] or math.inf) for s in services) for k in ("value", "lo", "hi"))
-    sigma = math.log(hi / lo) / (2 * 1.2815515655446004) if math.isfinite(hi) else 1.0
+    sigma = math.log(hi / lo) / (2 * Z80) if math.isfinite(hi) else 1.0
     probability = 1.0 - exceeds(math.log(value), sigma, room)
     figures.append(
         Figure(

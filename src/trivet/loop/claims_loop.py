@@ -13,9 +13,9 @@ from trivet.loop.codesign import Study
 from trivet.loop.codesign_demand import demand
 from trivet.loop.codesign_search import best
 from trivet.model.config import read as read_model
+from trivet.units import Z80
 
 WORTH = -10.0  # per cent: a round of the loop is worth its name if it lowers the cost of a token by at least this
-Z80 = 1.2815515655446004
 
 
 def dividend(bench: Bench) -> Claim:

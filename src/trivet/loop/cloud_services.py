@@ -21,9 +21,10 @@ from trivet.cloud.serving.tenants_traffic import LENGTH_WINDOWS, WINDOW_S, Servi
 from trivet.cloud.serving.traffic import Traffic
 from trivet.errors import DoesNotFit, TrivetError
 from trivet.loop.cloud_scenario import CloudScenario, ServiceSpec
-from trivet.loop.plan import Z80, Candidate, Goal, Slo, scaled, search
+from trivet.loop.plan import Candidate, Goal, Slo, scaled, search
 from trivet.loop.plan_verify import judge
 from trivet.loop.space import Space
+from trivet.units import Z80
 
 Floats = NDArray[np.float64]
 Told = Callable[[str, int, int], None]

@@ -8,7 +8,7 @@ power, cost and tokens; drawn requests give each customer's bill (``cloud_custom
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,7 +25,7 @@ from trivet.cloud.serving.tenants_traffic import Service
 from trivet.errors import DoesNotFit, TrivetError, UnknownName
 from trivet.loop import training_plan
 from trivet.loop.cloud_compare import check_error
-from trivet.loop.cloud_customers import bills, meter, with_generated
+from trivet.loop.cloud_customers import Meter, bills, meter, with_generated
 from trivet.loop.cloud_jobs import (
     CPU_MILLI_A_CHIP,
     MEMORY_MIB_A_CHIP,
@@ -300,8 +300,6 @@ def _assemble(
         metered[s.spec.name] = measured
         usd = float(running[s.spec.name].sum()) * s.chips_per_replica * by_chip[s.chip].value
         rows += bills(services[s.spec.name], measured, s, usd, scenario)
-    if not all(m.adds_up for m in metered.values()):
-        raise TrivetError("the customers' tokens are not the stream's", field="metering")
     power, sigma = _power(scenario, week, sized, watts, plans)
     site_w = np.sum(list(power.values()), axis=0)
     energy_kwh = Estimate(float(site_w.sum()) / 1e3, {"power": sigma})
@@ -334,20 +332,32 @@ def _assemble(
         "serving_tokens": tokens,
         "serving_usd_per_million_tokens": _estimate(serving * (1e6 / max(tokens, 1.0))),
         "serving_joules_per_token": float(serving_w.sum()) * HOUR_S / max(tokens, 1.0),
-        "metering": {
-            "share_of_requests_drawn": scenario.sample,
-            "requests": sum(m.drawn_requests for m in metered.values()),
-            "input_tokens": sum(m.drawn_input_tokens for m in metered.values()),
-            "output_tokens": sum(m.drawn_output_tokens for m in metered.values()),
-            "adds_up_to_the_last_token": True,
-        },
+        "metering": _metering(scenario, metered.values()),
         "checks": checks,
         "check_error": check_error(checks),
         "seed": scenario.seed,
     }
-    hourly: dict[str, Floats] = {"hour": np.arange(len(week.hourly), dtype=float)}
-    for i, kind in enumerate((*week.kinds, "queued", "down", "running jobs")):
-        hourly[f"chips: {kind}" if kind != "running jobs" else kind] = week.hourly[:, i]
+    hourly = _hourly(week)
     hourly |= {f"watts: {k}": v for k, v in power.items()} | {f"slo: {k}": v for k, v in kept.items()}
     hourly |= {f"requests_per_s: {s.spec.name}": s.rate_per_s for s in sized}
     return CloudWeek(summary, hourly, sorted(rows, key=lambda r: -r["revenue_usd"]))
+
+
+def _metering(scenario: CloudScenario, metered: Collection[Meter]) -> dict[str, Any]:
+    if not all(m.adds_up for m in metered):
+        raise TrivetError("the customers' tokens are not the stream's", field="metering")
+    return {
+        "share_of_requests_drawn": scenario.sample,
+        "requests": sum(m.drawn_requests for m in metered),
+        "input_tokens": sum(m.drawn_input_tokens for m in metered),
+        "output_tokens": sum(m.drawn_output_tokens for m in metered),
+        "adds_up_to_the_last_token": True,
+    }
+
+
+def _hourly(week: Week) -> dict[str, Floats]:
+    """Chips by kind of job, and jobs, hour by hour."""
+    hourly: dict[str, Floats] = {"hour": np.arange(len(week.hourly), dtype=float)}
+    for i, kind in enumerate((*week.kinds, "queued", "down", "running jobs")):
+        hourly[f"chips: {kind}" if kind != "running jobs" else kind] = week.hourly[:, i]
+    return hourly

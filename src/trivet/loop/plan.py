@@ -30,7 +30,6 @@ from trivet.loop.space import Precision, Space, layouts, precisions
 from trivet.model.architecture import Architecture
 
 Floats = NDArray[np.float64]
-Z80 = 1.2815515655446004  # half-width of an 80% interval in standard deviations
 RATE_NODES = 24
 POOL_NODES = 64
 PLANS_PER_CHIP = 6

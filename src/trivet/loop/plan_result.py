@@ -15,7 +15,8 @@ from trivet.cloud.serving.rate import Load, bilinear, decode_pool, linear, open_
 from trivet.errors import TrivetError
 from trivet.facts import Fact
 from trivet.loop.economics import kv_transfer_s
-from trivet.loop.plan import Z80, Candidate, Compiled, Goal, Interval, Search, scaled
+from trivet.loop.plan import Candidate, Compiled, Goal, Interval, Search, scaled
+from trivet.units import Z80
 
 # Facts of a chip that a step's time depends on; those known only as an interval may drive an answer's spread.
 TIMING_FACTS = ("peak_flops_", "memory_bandwidth", "link_bandwidth", "l2_bytes", "compute_units", "clock_hz")

@@ -7,7 +7,7 @@ import io
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from trivet.chip.catalogue import chip as find_chip
 from trivet.cloud import engine
-from trivet.cloud.deployment import Deployment, EngineSettings, StepTable
-from trivet.cloud.engine.components import KINDS
+from trivet.cloud.deployment import Deployment, EngineSettings
+from trivet.cloud.engine.profiles import EngineProfile
 from trivet.cloud.serving.batching import batching
 from trivet.cloud.serving.fleet import Fleet, ReplicaKind, ServingResult, simulate
 from trivet.cloud.serving.traffic import Traffic
@@ -100,6 +100,11 @@ def _rows(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
+def meta_path(log: Path) -> Path:
+    """Where a log's settings lie, if nothing else is said: ``NAME.jsonl`` beside ``NAME.meta.json``."""
+    return log.with_name(log.name.removesuffix(".jsonl") + ".meta.json")
+
+
 def read_meta(path: Path) -> dict[str, Any]:
     try:
         meta = json.loads(path.read_text("utf-8"))
@@ -153,6 +158,7 @@ def deployment_of(meta: Mapping[str, Any], chip_name: str, traffic: Traffic) -> 
         num_kv_blocks=int(cache.get("num_gpu_blocks") or 0),
         kv_dtype=_DTYPES.get(kv, kv),
         prefix_caching=bool(cache.get("enable_prefix_caching", True)),
+        all_reduce="nccl" if parallel.get("disable_custom_all_reduce") else "",
     )
     if not settings.num_kv_blocks:
         notes.append("num_gpu_blocks is not recorded: computed from the chip's memory")
@@ -161,53 +167,66 @@ def deployment_of(meta: Mapping[str, Any], chip_name: str, traffic: Traffic) -> 
     return Deployment(model, chip, layout, settings, "", typical), tuple(notes)
 
 
-# A log is of one engine on its own chip, mostly a small one. The weights of the engine's profile tell how kernels in service
-# differ from the same kernels alone (sequences of unequal length make attention slower, products share the power limit
-# with reads and run faster), but they come from whole campaigns on large deployments, which add and leave out things of
-# their own: three fifths of them, in the logarithm, are taken over. Passes over memory and launch floors are taken as
-# measured; what lies between the kernels (a captured graph's launch, a layer, the host) is a number of one vLLM process.
-_CARRIED = 0.6
-_BETWEEN = {
-    "graph_s": 1.26e-4,
-    "layer_s": 3.29e-6,
-    "host_decode_s": 6.28e-4,
-    "host_mixed_s": 1.312e-3,
-    "host_per_sequence_s": 7.0e-6,
-    "eager_floor_weight": 1.0,
-}
-
-
-def step_table(deployment: Deployment, asynchronous: bool) -> StepTable:
-    """Step times of a plain deployment from its kernels. With asynchronous scheduling the host prepares a step while the
-    device runs the one before. The log's stamps are the engine's own, so nothing is added for what happens to a request
-    before and after it."""
-    profile = engine.profile(deployment.settings.engine, deployment.settings.version)
-    own = dict.fromkeys(KINDS, 1.0)
-    decode, prompt = (
-        {kind: given[kind] ** _CARRIED for kind in KINDS} | {"stream": 1.0}
-        for given in (profile.weights, profile.prefill_weights)
-    )
-    plain = replace(profile, weights=decode, prefill_weights=prompt, floors=own, overlap=asynchronous, **_BETWEEN)  # type: ignore[arg-type]
-    space = engine.room(deployment, plain, deployment.expected_isl)
-    table = engine.assemble(engine.compile_components(deployment), plain, space.blocks, deployment.settings.block_size)
-    return replace(table, first_token_overhead_s=0.0)
-
-
 def _mapping(raw: Any) -> dict[str, Any]:
     return dict(raw) if isinstance(raw, dict) else {}
 
 
-def predict(log: Log, meta: Mapping[str, Any], chip_name: str) -> tuple[ServingResult, tuple[str, ...]]:
-    """Simulate the log's arrivals. Raises TrivetError for a chip, model or layout that cannot be."""
-    deployment, notes = deployment_of(meta, chip_name, log.traffic)
-    scheduler = _mapping(_mapping(meta.get("resolved_config")).get("scheduler_config"))
-    rules = batching(deployment.settings)
-    if isinstance(scheduler.get("async_scheduling"), bool):
-        rules = replace(rules, asynchronous=scheduler["async_scheduling"])
-    table = step_table(deployment, rules.asynchronous)
-    dp = int(_mapping(meta.get("engine_kwargs")).get("data_parallel_size") or 1)
-    kind = ReplicaKind(table, deployment.settings, dp, rules=rules, chips=deployment.layout.tp * deployment.layout.pp)
-    return simulate(log.traffic, Fleet((kind,))), notes
+@dataclass(frozen=True, slots=True, eq=False)
+class Replay:
+    """A log's arrivals before the deployment of its meta file, compiled once for any constants of the engine."""
+
+    log: Log
+    meta: Mapping[str, Any]
+    chip_name: str
+    deployment: Deployment = field(init=False)
+    notes: tuple[str, ...] = field(init=False)
+    parts: engine.Components = field(init=False)
+
+    def __post_init__(self) -> None:
+        deployment, notes = deployment_of(self.meta, self.chip_name, self.log.traffic)
+        object.__setattr__(self, "deployment", deployment)
+        object.__setattr__(self, "notes", notes)
+        object.__setattr__(self, "parts", engine.compile_components(deployment))
+
+    def run(self, constants: EngineProfile) -> ServingResult:
+        """The log's requests through an engine with these constants. The log's stamps are the engine's own, so nothing is
+        added for what happens to a request before and after it."""
+        settings, layout = self.deployment.settings, self.deployment.layout
+        space = engine.room(self.deployment, constants, self.deployment.expected_isl)
+        found = engine.assemble(self.parts, constants, space.blocks, settings.block_size)
+        table = replace(found, first_token_overhead_s=0.0)
+        rules = replace(batching(settings), asynchronous=self.asynchronous)
+        ranks = int(_mapping(self.meta.get("engine_kwargs")).get("data_parallel_size") or 1)
+        kind = ReplicaKind(table, settings, ranks, rules=rules, chips=layout.tp * layout.pp)
+        return simulate(self.log.traffic, Fleet((kind,)))
+
+
+    @property
+    def asynchronous(self) -> bool:
+        """Whether the host prepares a step while the device runs the one before: as the meta file says, or by default."""
+        scheduler = _mapping(_mapping(self.meta.get("resolved_config")).get("scheduler_config"))
+        stated = scheduler.get("async_scheduling")
+        return stated if isinstance(stated, bool) else batching(self.deployment.settings).asynchronous
+
+
+CAMPAIGNS = ("hopper", "blackwell")  # families of the chips on which engines were measured under load
+
+
+def constants_of(replay: Replay, own: bool = True) -> EngineProfile:
+    """The engine on the log's chip: calibrated on it where it was (unless not ``own``); as campaigns show it on the families
+    that they ran on; else one process with its kernels as measured."""
+    name, version, chip = replay.deployment.settings.engine, replay.deployment.settings.version, replay.deployment.chip
+    found = engine.own_profile(name, chip.name) if own else None
+    if found is None and chip.family in CAMPAIGNS:
+        return engine.profile(name, version)
+    return replace(found or engine.process(name, version), overlap=replay.asynchronous)
+
+
+def predict(log: Log, meta: Mapping[str, Any], chip_name: str, own: bool = True) -> tuple[ServingResult, tuple[str, ...]]:
+    """Simulate the log's arrivals; not ``own``: without what logs of this very chip taught. Raises TrivetError for a chip,
+    model or layout that cannot be."""
+    replay = Replay(log, meta, chip_name)
+    return replay.run(constants_of(replay, own)), replay.notes
 
 
 def csv_text(log: Log, result: ServingResult) -> str:

@@ -33,16 +33,33 @@ def _vllm(case: Case, plan: Schedule) -> Schedule:
 
 
 def _sglang(case: Case, plan: Schedule) -> Schedule:
-    """Chunks of 16,384 or (block-scaled FP8) 32,768; a look every 10 decode steps on Blackwell, every 30 from 16 clients on."""
+    """Chunk size, the interval of looks at the queue, and what the first full chunk compiles, by the model's script."""
     if _amd(case):
         return _sglang_amd(case, plan)
     if len(case.pools) > 1:
         return replace(plan, stream_steps=_streamed_every(case))
-    eight_bit = case.group["precision"].startswith("fp8")
-    ranks = case.pools[0].deployment.layout.attention_dp
-    blackwell = case.group["family"] == "blackwell"
-    seldom = 1.0 if not blackwell or ranks > 1 else 30.0 if case.concurrency >= 16 else 10.0
-    return replace(plan, budget_tokens=32768.0 if eight_bit else 16384.0, look_steps=seldom)
+    model, precision, layout = case.group["model"].lower(), case.group["precision"], case.pools[0].deployment.layout
+    eight_bit, blackwell = precision.startswith("fp8"), case.group["family"] == "blackwell"
+    often, budget = 30.0 if case.concurrency >= 16 else 10.0, 32768.0 if eight_bit else 16384.0
+    if "glm-5" in model:
+        often, budget = 1.0 if eight_bit else 10.0, 32768.0 if blackwell else plan.budget_tokens
+    elif "qwen3.5" in model:
+        wide = precision == "bf16"
+        often, budget = 10.0 if case.concurrency <= 4 else often if wide else 30.0, 32768.0 if wide else 16384.0
+    elif eight_bit and blackwell and layout.chips == 4:
+        often, budget = 10.0, 8192.0
+    if not blackwell or layout.attention_dp > 1:
+        often = 1.0
+    cold = _compiling(case.measured_on, eight_bit) if blackwell else 0.0
+    return replace(plan, budget_tokens=budget, look_steps=often, cold_s=cold)
+
+
+def _compiling(date: str, eight_bit: bool) -> float:
+    """Seconds for which SGLang compiles kernels when a step first fills the chunk, within the run: the client sends requests to
+    warm the server up only since 2026-01-21. Longest in version 0.5.5, of November 2025."""
+    if date >= "2026-01-21":
+        return 0.0
+    return (20.0 if eight_bit else 80.0) if "2025-11-10" <= date < "2025-12-01" else 12.0
 
 
 def _amd(case: Case) -> bool:

@@ -14,6 +14,7 @@ from trivet.cloud.engine import Components, EngineProfile, assemble, compile_com
 from trivet.cloud.serving.steady import Policy, Split, Steady, closed_loop, closed_loop_split
 from trivet.errors import DoesNotFit
 from trivet.loop.serving_launch import launched
+from trivet.loop.serving_recipes import recipe
 from trivet.loop.serving_rows import Case
 from trivet.model import memory
 
@@ -85,13 +86,13 @@ def deployment_key(deployment: Deployment) -> Any:
     s = d.settings
     quantisation = d.architecture.quantisation
     return (d.architecture.name, quantisation, d.chip.name, d.server, d.layout, s.engine, s.kv_dtype, s.weight_dtype,
-            s.moe_dtype, s.speculative_tokens)  # fmt: skip
+            s.moe_dtype, s.speculative_tokens, s.all_reduce)  # fmt: skip
 
 
 # Rows with a date come from a benchmark that draws lengths from 0.8 to 1.0 of the nominal ones. Rows without one come from
 # a client with fixed lengths, whose requests stay in step; what little the engine itself spreads them is this.
 DRAWN = 0.8
-FIXED = {"sglang": 0.99, "trtllm": 0.99, "vllm": 0.95}
+FIXED = {"sglang": 0.995, "trtllm": 0.99, "vllm": 0.95}
 
 
 def shortest(case: Case) -> float:
@@ -146,6 +147,7 @@ def _aggregated(case: Case, compiler: Compiler, low: float) -> Steady:
         gather_steps=plan.gather_steps,
         gather_tokens=plan.gather_share * plan.budget_tokens,
         first_token_steps=streaming_steps(case, constants),
+        cold_s=plan.cold_s,
     )
     return closed_loop(table, case.isl, case.osl, clients, policy, low=low)
 
@@ -156,9 +158,12 @@ def _split(case: Case, compiler: Compiler, low: float) -> Steady:
     tables = [compiler.table(pool.deployment, plan.launches) for pool in case.pools]
     constants = compiler.constants(prefill.deployment)
     ranks = decode.deployment.layout.attention_dp
+    known = recipe(case)
     slots = decode.max_sequences or 2048.0
     kv_tokens = compiler.kv_tokens(decode.deployment)[0]
     budget = max(plan.budget_tokens, case.isl)
+    if known is not None:
+        slots, budget = known.slots, max(known.prompt_tokens, case.isl)
     split = Split(
         prefill.workers,
         prefill.deployment.layout.attention_dp,
@@ -171,6 +176,7 @@ def _split(case: Case, compiler: Compiler, low: float) -> Steady:
         frontend_s=constants.frontend_s,
         first_token_steps=plan.stream_steps + streaming_steps(case, constants),
         routing="round_robin" if case.group["engine"] == "trtllm" else "least_loaded",
+        frontends=known.frontends if known else 1,
     )
     return closed_loop_split(tables[0], tables[1], case.isl, case.osl, case.concurrency, split, low=low)
 

@@ -13,7 +13,6 @@ from trivet.chip.spec import Chip
 from trivet.cloud import cost, energy, fabric
 from trivet.cloud.training import memory, run, workload
 from trivet.cloud.training.job import Split, TrainingJob
-from trivet.cloud.training.network import Network
 from trivet.cloud.training.prepare import prepare
 from trivet.cloud.training.profile import Constants, shipped
 from trivet.cloud.training.run import Goodput, RunPlan
@@ -353,9 +352,3 @@ def plan(
         good.spares,
         watts,
     )
-
-
-def network_of(campaign: Campaign) -> Network:
-    """The network that the campaign's jobs see."""
-    place = fabric.server_of(campaign.chip, campaign.server)
-    return Network(place, campaign.node_network_bytes_per_s / place.chips)

@@ -257,24 +257,35 @@ def evaluate(terms: _Terms, tp: int, pp: int, dp: int, vp: int, micro: int) -> t
     running = slow * count + (total - slow if pp > 1 else 0.0) / (vp if vp > 1 else 1)
     # --- once a step
     own = params + matrix * (1 if pp > 1 else (1 if arch.tied_embeddings else 2))
-    exchange = np.where(
-        a["sharded"] == 1,
-        on("dp_net", "reduce_scatter", 2.0 * own, dp) + on("dp_net", "all_gather", 2.0 * own, dp),
-        on("dp_net", "all_reduce", 2.0 * own, dp),
-    )
-    exchange = np.where(a["dp_overlap"] == 1, np.maximum(c.exposed_dp * exchange, exchange - slow), exchange)
     states = np.where(a["sharded"] == 1, own / dp, own)
-    update = np.where(
-        a["optimizer_offload"] == 1,
-        6.0 * states / link + 30.0 * states / HOST_MEMORY_BYTES_PER_S,
-        30.0 * states / terms.point.bandwidth / c.stream * c.optimizer,
-    )
+    exchange, update = _exchange(a, on, own, dp, slow, c), _update(terms, a, states, link)
     step = running + exchange + update + c.step_s
     chip_bytes, host_bytes = _bytes(
         space, a, pp, vp, count, layers, params, own, states, kept, pick, p.tp_cut / tp + p.replicated
     )
     ok = valid(tp, pp, dp) & _networks(a, tp, pp, dp, int(terms.nets[0].chips))
     return np.where(ok, step, np.inf), chip_bytes + 0.0 * step, host_bytes + 0.0 * step
+
+
+def _exchange(
+    a: dict[str, Floats], on: Callable[[str, str, float, int], Floats], own: float, dp: int, slow: Floats, c: Constants
+) -> Floats:
+    """What is seen of the gradients' and parameters' way between data-parallel ranks, once a step."""
+    exchange = np.where(
+        a["sharded"] == 1,
+        on("dp_net", "reduce_scatter", 2.0 * own, dp) + on("dp_net", "all_gather", 2.0 * own, dp),
+        on("dp_net", "all_reduce", 2.0 * own, dp),
+    )
+    return np.where(a["dp_overlap"] == 1, np.maximum(c.exposed_dp * exchange, exchange - slow), exchange)
+
+
+def _update(terms: _Terms, a: dict[str, Floats], states: Floats, link: float) -> Floats:
+    """The optimiser's pass over ``states`` parameters, on the chip or on the host."""
+    return np.where(
+        a["optimizer_offload"] == 1,
+        6.0 * states / link + 30.0 * states / HOST_MEMORY_BYTES_PER_S,
+        30.0 * states / terms.point.bandwidth / terms.c.stream * terms.c.optimizer,
+    )
 
 
 def _networks(a: dict[str, Floats], tp: int, pp: int, dp: int, domain: int) -> NDArray[np.bool_]:

@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trivet.loop.calibrate import Fit
+from trivet.units import Z80
 
 Floats = NDArray[np.float64]
-Z80 = 1.2815515655446004
 
 
 @dataclass(frozen=True, eq=False)

@@ -18,10 +18,11 @@ from trivet.errors import TrivetError
 from trivet.loop.calibrate_engine import EngineFit, Measured
 from trivet.loop.calibrate_residual import folds
 from trivet.loop.calibrate_serving import fit_engines, masks_of, refitted, residuals
-from trivet.loop.predict_serving import Z80, predict_cases
+from trivet.loop.predict_serving import predict_cases
 from trivet.loop.serving_features import Features, features
 from trivet.loop.serving_model import Compiler, steady
 from trivet.loop.serving_residual import FORMS, Process, campaigns_of, fit_process, shipped
+from trivet.units import Z80
 
 Floats = NDArray[np.float64]
 Mask = NDArray[np.bool_]
@@ -108,7 +109,7 @@ def _left_out(
         left = [row for row, gone in zip(rows, mask, strict=True) if gone]
         for name in ("ttft", "tpot"):
             held = processes[name]
-            noise, odd = _tails(held, found)
+            noise, odd = tails(held, found)
             process = fit_process(
                 found.rows(~mask), targets[name][~mask], FORMS[name], held.logs, noise[~mask], odd[~mask], held.widths
             )
@@ -123,7 +124,7 @@ def _left_out(
     return out
 
 
-def _tails(held: Process, found: Features) -> tuple[Floats, Floats]:
+def tails(held: Process, found: Features) -> tuple[Floats, Floats]:
     """(noise of each row, factor of its campaign): of the shipped fit where the rows are its own, else the common noise and
     the factors of the campaigns that it knows."""
     if len(held.noise) == len(found.x):

@@ -14,10 +14,10 @@ from trivet.cloud.training.profile import shipped
 from trivet.cloud.training.step import finish
 from trivet.errors import TrivetError
 from trivet.loop.calibrate_training import Sample, leave_out, log_errors, samples
+from trivet.units import Z80
 
 Floats = NDArray[np.float64]
 HELD_OUT = ("model", "chip", "nothing")
-_Z80 = 1.2815515655446004
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +80,7 @@ def check(
         sigma = dict(result.spread)
         if hold_out == "chip":
             sigma["chip left out"] = constants.sigma.get("chip", 0.0)
-        width = math.exp(_Z80 * math.sqrt(sum(v * v for v in sigma.values())))
+        width = math.exp(Z80 * math.sqrt(sum(v * v for v in sigma.values())))
         predicted = s.measured * math.exp(float(error))
         checked.append(
             Checked(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -221,6 +221,19 @@ def decoder(
         f.optional("max_position_embeddings"),
         norm_size(hidden, norm) if final_norm else 0,
         vocab if head_bias else 0,
+    )
+
+
+def stack(f: Fields, hidden: int, blocks: list[Block], *, tied: bool, notes: Sequence[str] = ()) -> Blueprint:
+    """Blocks of any kind between a token table and a head; ``tied``: what it is where the config does not say."""
+    return Blueprint(
+        hidden,
+        f.positive("vocab_size"),
+        blocks,
+        f.flag("tie_word_embeddings", tied),
+        f.optional("max_position_embeddings"),
+        hidden,
+        notes=list(notes),
     )
 
 

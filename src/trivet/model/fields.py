@@ -187,6 +187,11 @@ class Fields:
             raise TrivetError(f"{value!r} is not a list", field=self.name(field))
         return list(value)
 
+    def ignore(self, *fields: str) -> None:
+        """Take note of fields that change no parameter and no operator of this family."""
+        for field in fields:
+            self.get(field, None)
+
     def expect(self, field: str, *allowed: Any) -> Any:
         """Read a field of which only some values are understood."""
         value = self.get(field, allowed[0])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from trivet.model.architecture import Architecture, FeedForward, Layer, Mixer
 from trivet.model.layers import Precision, precision, stage_counts
 from trivet.model.parallel import Layout, resolve
@@ -131,6 +133,17 @@ def _index_bytes(mixer: Mixer) -> float:
     return mixer.index_head_dim + 4.0 if mixer.index_heads else 0.0
 
 
+def _fullest_stage(architecture: Architecture, pp: int, of_layer: Callable[[Mixer], float]) -> float:
+    """The most that the layers of one pipeline stage hold together."""
+    best = 0.0
+    for stage in range(pp):
+        total = 0.0
+        for layer, count in zip(architecture.layers, stage_counts(architecture, pp, stage), strict=True):
+            total += count * of_layer(layer.mixer)
+        best = max(best, total)
+    return best
+
+
 def kv_bytes_per_token(
     architecture: Architecture, layout: Layout | None = None, *, kv_dtype: str = "", context: float = 0.0
 ) -> float:
@@ -142,13 +155,8 @@ def kv_bytes_per_token(
     """
     layout = resolve(architecture, layout or Layout())
     label = precision(architecture, kv_dtype=kv_dtype).kv
-    best = 0.0
-    for stage in range(layout.pp):
-        total = 0.0
-        for layer, count in zip(architecture.layers, stage_counts(architecture, layout.pp, stage), strict=True):
-            total += count * _growth_bytes(layer.mixer, layout.tp, label, context)
-        best = max(best, total)
-    return best / (layout.dcp * layout.cp)
+    held = _fullest_stage(architecture, layout.pp, lambda mixer: _growth_bytes(mixer, layout.tp, label, context))
+    return held / (layout.dcp * layout.cp)
 
 
 def kv_bytes_per_sequence(
@@ -157,24 +165,14 @@ def kv_bytes_per_sequence(
     """KV cache of one sequence of ``context`` tokens on one chip; windowed layers keep their window only."""
     layout = resolve(architecture, layout or Layout())
     label = precision(architecture, kv_dtype=kv_dtype).kv
-    best = 0.0
-    for stage in range(layout.pp):
-        total = 0.0
-        for layer, count in zip(architecture.layers, stage_counts(architecture, layout.pp, stage), strict=True):
-            total += count * _cache_bytes(layer.mixer, layout.tp, label, context)
-        best = max(best, total)
-    return best / (layout.dcp * layout.cp)
+    held = _fullest_stage(architecture, layout.pp, lambda mixer: _cache_bytes(mixer, layout.tp, label, context))
+    return held / (layout.dcp * layout.cp)
 
 
 def state_bytes_per_sequence(architecture: Architecture, layout: Layout | None = None) -> float:
     """Recurrent state of one sequence on one chip: fp32 states and bf16 convolution tails."""
     layout = resolve(architecture, layout or Layout())
-    best = 0.0
-    for stage in range(layout.pp):
-        counts = stage_counts(architecture, layout.pp, stage)
-        total = sum(count * _state_bytes(layer.mixer) for layer, count in zip(architecture.layers, counts, strict=True))
-        best = max(best, total)
-    return best / layout.tp
+    return _fullest_stage(architecture, layout.pp, _state_bytes) / layout.tp
 
 
 def _state_bytes(m: Mixer) -> float:

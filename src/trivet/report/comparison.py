@@ -7,9 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from trivet.loop.compare import Lead, Overall, Timed, by_kind
-from trivet.units import seconds_text
-
-Z80 = 1.2815515655446004
+from trivet.units import Z80, seconds_text
 
 
 def to_dict(first: str, found: Mapping[str, Sequence[Lead]]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ Format = Callable[[float], str]
 WIDTH, HEIGHT = 640.0, 310.0
 LEFT, RIGHT, TOP, BOTTOM = 62.0, 18.0, 12.0, 46.0
 COLOURS = 8
-TINY = 1e-100  # what a logarithmic axis counts as zero
+TINY = 1e-100  # what an axis counts as zero
 
 
 def escape(text: object) -> str:
@@ -138,8 +138,8 @@ def scale(
         return Scale(lo, hi, start, end, True, tuple(t for t in ticks if lo <= t <= hi))
     if zero:
         lo, hi = min(lo, 0.0), max(hi, 0.0)
-    if hi - lo <= 1e-12 * max(abs(lo), abs(hi)):
-        lo, hi = (0.0, 2 * hi) if hi > 0 else (lo - 1.0, hi + 1.0)
+    if hi - lo <= max(1e-12 * max(abs(lo), abs(hi)), TINY):
+        lo, hi = (0.0, 2 * hi) if hi > TINY else (lo - 1.0, hi + 1.0)
     if time and hi - lo > 1:
         step = _time_step(hi - lo, most)
         ticks = [i * step for i in range(math.floor(lo / step), math.ceil(hi / step - 1e-9) + 1)]

@@ -85,68 +85,19 @@ def html(
         "goodput": f"{100 * good['value']:.1f}% [{100 * good['lo']:.0f} – {100 * good['hi']:.0f}]",
         "memory of the fullest chip": f"{best['memory_bytes'] / 1e9:.0f} of {best['memory_capacity_bytes'] / 1e9:.0f} GB",
     }
-    sections = [
-        Section("", charts.kpis(heads), f"{split_text(best['split'])}. {_driver_text(s)}"),
-    ]
+    sections = [Section("", charts.kpis(heads), f"{split_text(best['split'])}. {_driver_text(s)}")]
     if len(summaries) > 1:
         sections.append(Section("The same run on other chips", charts.html_table(comparison_rows(summaries))))
     if figures:
         sections.append(Section("Predicted and published", charts.html_table(figures_rows(figures))))
-    shares = {_PARTS[k]: v for k, v in best["breakdown_s"].items() if v > 1e-9}
-    sections.append(
-        Section(
-            "Where a step goes",
-            charts.bar_chart(
-                list(shares),
-                {"": list(shares.values())},
-                title=f"One step of {seconds_text(best['step_s'])}",
-                value_format=svg.seconds,
-            ),
-        )
-    )
-    ranks = s["memory_by_rank_bytes"]
-    parts = ("weights", "gradients", "optimizer", "activations", "logits", "working")
-    sections.append(
-        Section(
-            "Memory by pipeline rank",
-            charts.html_table(
-                [{"rank": r["rank"], **{p: f"{r[p] / 1e9:.1f} GB" for p in (*parts, "total")}} for r in ranks]
-            ),
-        )
-    )
-    spread = {k: abs(v) for k, v in s["spread"].items() if abs(v) > 1e-3}
-    top = sorted(spread, key=lambda k: -spread[k])[:8]
-    sections.append(
-        Section(
-            "What widens the interval",
-            charts.bar_chart(top, {"": [spread[k] for k in top]}, title="Standard deviation of log days"),
-        )
-    )
-    sections.append(
-        Section(
-            "Failures",
-            charts.html_table([{"component": k, "a day": f"{v:.3g}"} for k, v in good["failures_per_day"].items()]),
-            _failures_text(s),
-        )
-    )
-    others = [
-        {
-            "parallelism": split_text(o["split"]),
-            "tokens/s": f"{o['tokens_per_s']:,.0f}",
-            "MFU": f"{100 * o['mfu']:.1f}%",
-            "memory": f"{o['memory_bytes'] / 1e9:.0f} GB",
-        }
-        for o in [best, *s["others"]]
+    failures = [{"component": k, "a day": f"{v:.3g}"} for k, v in good["failures_per_day"].items()]
+    sections += [
+        Section("Where a step goes", _step_chart(best)),
+        Section("Memory by pipeline rank", _memory_table(s)),
+        Section("What widens the interval", _spread_chart(s)),
+        Section("Failures", charts.html_table(failures), _failures_text(s)),
+        _configurations(s),
     ]
-    sections.append(
-        Section(
-            "The best configurations",
-            charts.html_table(others),
-            f"{s['considered']:,} considered; dropped: "
-            + ", ".join(f"{k} {v:,}" for k, v in sorted(s["rejected"].items()))
-            + ".",
-        )
-    )
     for name, value in launch.items():
         body = value if isinstance(value, str) else json.dumps(value, indent=1)
         sections.append(Section(f"Launch: {name.replace('_', ' ')}", f"<pre>{svg.escape(body)}</pre>"))
@@ -154,6 +105,41 @@ def html(
         title or f"Training {s['model']} on {s['chips']:,} {s['chip']}",
         sections,
         subtitle=f"{s['tokens']:.3g} tokens, {s['framework']}",
+    )
+
+
+def _step_chart(best: Mapping[str, Any]) -> str:
+    shares = {_PARTS[k]: v for k, v in best["breakdown_s"].items() if v > 1e-9}
+    title = f"One step of {seconds_text(best['step_s'])}"
+    return charts.bar_chart(list(shares), {"": list(shares.values())}, title=title, value_format=svg.seconds)
+
+
+def _memory_table(s: Mapping[str, Any]) -> str:
+    parts = ("weights", "gradients", "optimizer", "activations", "logits", "working", "total")
+    return charts.html_table(
+        [{"rank": r["rank"], **{p: f"{r[p] / 1e9:.1f} GB" for p in parts}} for r in s["memory_by_rank_bytes"]]
+    )
+
+
+def _spread_chart(s: Mapping[str, Any]) -> str:
+    spread = {k: abs(v) for k, v in s["spread"].items() if abs(v) > 1e-3}
+    top = sorted(spread, key=lambda k: -spread[k])[:8]
+    return charts.bar_chart(top, {"": [spread[k] for k in top]}, title="Standard deviation of log days")
+
+
+def _configurations(s: Mapping[str, Any]) -> Section:
+    others = [
+        {
+            "parallelism": split_text(o["split"]),
+            "tokens/s": f"{o['tokens_per_s']:,.0f}",
+            "MFU": f"{100 * o['mfu']:.1f}%",
+            "memory": f"{o['memory_bytes'] / 1e9:.0f} GB",
+        }
+        for o in [s["best"], *s["others"]]
+    ]
+    dropped = ", ".join(f"{k} {v:,}" for k, v in sorted(s["rejected"].items()))
+    return Section(
+        "The best configurations", charts.html_table(others), f"{s['considered']:,} considered; dropped: {dropped}."
     )
 
 

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from trivet.cloud.cluster.lists import drawn_list
 from trivet.cloud.cluster.nodes import Node
 from trivet.cloud.cluster.placement import Placement, schedule
 from trivet.cloud.cluster.policies import POLICIES, Context, NodeView, fgd, fragmentation
@@ -178,3 +179,22 @@ def test_impossible_tasks_are_refused(change: dict[str, int], field: str) -> Non
     with pytest.raises(TrivetError) as caught:
         Task(**{**whole, **change})  # type: ignore[arg-type]
     assert caught.value.field == field
+
+
+def test_lists_drawn_from_a_list_fill_the_cluster_and_follow_their_seed() -> None:
+    """What ``docs/scheduling.md`` judges ``fgdcpu`` on."""
+    nodes = [Node(f"n{i}", 64_000, 262_144, 8, "A" if i % 2 else "B") for i in range(20)]
+    asked = [(1, 500), (1, 1000), (4, 1000), (0, 0)]
+    tasks = [Task(f"t{i}", 2000 + 500 * (i % 7), 4096, *asked[i % 4]) for i in range(200)]
+    lists = [drawn_list(tasks, nodes, seed) for seed in range(6)]
+    assert lists[0] == drawn_list(tasks, nodes, 0)
+    assert len({len(found) for found in lists}) > 1
+    for found in lists:
+        milli = sum(t.total_milli for t in found)
+        assert 0.98 * 160_000 <= milli < 0.98 * 160_000 + 3 * 4000, "each of three pools ends with the task that fills it"
+        assert len({t.name for t in found}) == len(found)
+        assert all(set(t.chip_types) <= {"A", "B"} for t in found)
+        assert schedule(nodes, found, "bestfit", seed=1).allocation_percent() > 50
+    assert any(t.chip_types for found in lists for t in found)
+    with pytest.raises(TrivetError, match="no task asks for a chip"):
+        drawn_list([t for t in tasks if not t.num_chips], nodes, 0)

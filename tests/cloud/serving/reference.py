@@ -17,7 +17,8 @@ import numpy as np
 
 from trivet.cloud.serving import _loop_state as k
 from trivet.cloud.serving.batching import batching
-from trivet.cloud.serving.fleet import SPECULATIVE_UNITS, Fleet, groups_of, priority_classes, tokens_per_step
+from trivet.cloud.serving.fleet import Fleet
+from trivet.cloud.serving.fleet_run import SPECULATIVE_UNITS, groups_of, priority_classes, tokens_per_step
 from trivet.cloud.serving.lockstep import own_table
 from trivet.cloud.serving.router import ROUTERS
 from trivet.cloud.serving.steptime import compile_tables

@@ -8,7 +8,8 @@ from serving_cases import CONTEXT_S, DECODE_S, TOKEN_S, fleet, poisson, replicas
 
 from trivet.cloud.deployment import EngineSettings
 from trivet.cloud.serving.batching import Batching, batching
-from trivet.cloud.serving.fleet import FleetRun, ReplicaKind, simulate, tokens_per_step
+from trivet.cloud.serving.fleet import FleetRun, ReplicaKind, simulate
+from trivet.cloud.serving.fleet_run import tokens_per_step
 from trivet.cloud.serving.metrics import latencies
 from trivet.cloud.serving.steptime import compile_tables, interpolate
 from trivet.errors import TrivetError

@@ -171,6 +171,35 @@ def test_split_pools() -> None:
     assert float(few.ttft_s) > float(even.ttft_s)
 
 
+def test_fewer_slots_than_clients_queue_by_the_share_that_is_left_out() -> None:
+    """Six clients on three slots: every second one waits, for as long as an answer takes."""
+    t = table()
+    found = closed_loop_split(t, t, 500, 500, 6, Split(decode_workers=3, decode_slots=1, routing="round_robin"))
+    answer = 450 * float(found.tpot_s)
+    assert float(found.ttft_s) == pytest.approx(answer, rel=0.2)
+
+
+def test_several_front_ends_route_unevenly() -> None:
+    """Each takes turns of its own, so that slots stand empty while requests wait; the work stays the same."""
+    t = table()
+    few = Split(decode_workers=4, decode_slots=2, routing="round_robin")
+    one, many = (closed_loop_split(t, t, 500, 500, 8, replace(few, frontends=n)) for n in (1, 8))
+    assert float(many.ttft_s) > 2 * float(one.ttft_s)
+    assert float(many.requests_per_s) < float(one.requests_per_s)
+    room = Split(decode_workers=4, decode_slots=8, routing="round_robin", frontends=8)
+    assert float(closed_loop_split(t, t, 500, 500, 8, room).ttft_s) < 0.1 * float(many.ttft_s)
+
+
+def test_a_cold_server_compiles_once_when_a_step_first_fills() -> None:
+    """Where the first wave fits a step nothing is compiled; else all but the first request of the first wave wait for it, a
+    tenth of the run's requests."""
+    first = Policy("prefill_first", 8192)
+    cold = replace(first, cold_s=50.0)
+    assert float(closed_loop(table(), 1000, 500, 4, cold).ttft_s) == float(closed_loop(table(), 1000, 500, 4, first).ttft_s)
+    warm, late = (closed_loop(table(), 1000, 500, 32, policy) for policy in (first, cold))
+    assert float(late.ttft_s) - float(warm.ttft_s) == pytest.approx(50.0 * 31 / 320, rel=0.1)
+
+
 def test_long_runs_are_cut_without_bias() -> None:
     t = table(overhead_s=0.01)
     from trivet.cloud.serving import steady

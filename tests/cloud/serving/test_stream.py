@@ -13,11 +13,12 @@ from serving_cases import fleet, poisson, replicas, traffic
 
 from trivet.cloud.engine.vision import EncodeTable
 from trivet.cloud.serving import _loop_state as k
-from trivet.cloud.serving.adapters import Adapters
+from trivet.cloud.serving.adapters import Adapters, adapters_of
 from trivet.cloud.serving.autoscale import Autoscale
 from trivet.cloud.serving.faults import Outage
-from trivet.cloud.serving.fleet import Fleet, FleetRun
-from trivet.cloud.serving.stream import blocks_of, on_clock, simulate_stream
+from trivet.cloud.serving.fleet import Fleet, FleetRun, ReplicaKind
+from trivet.cloud.serving.stream import Streamed, blocks_of, on_clock, simulate_stream
+from trivet.cloud.serving.traffic import Traffic
 from trivet.errors import TrivetError
 
 LOAD = poisson(900, 45, 400, 80, seed=5)
@@ -52,24 +53,37 @@ def test_any_cut_gives_the_same_run(name: str, cuts: list[int]) -> None:
     np.testing.assert_array_equal(run.state.replicas[:, busy], whole.state.replicas[:, busy])
 
 
-@given(cuts=st.lists(st.integers(0, 900), max_size=6))
-@settings(max_examples=10, deadline=None)
-def test_adapters_and_images_in_blocks(cuts: list[int]) -> None:
-    """The run is told how many adapters there are; a block may hold larger images than those before it."""
-    rng = np.random.default_rng(3)
-    images = rng.integers(0, 300, len(LOAD)) * (rng.random(len(LOAD)) < 0.3)
-    load = replace(LOAD, adapter=rng.integers(-1, 6, len(LOAD)), image_tokens=np.minimum(images, LOAD.input_tokens))
-    table = EncodeTable(np.array([1.0, 200.0]), np.array([1e-3, 2e-2]))
-    kind = replace(replicas(3), adapters=Adapters(2, load_s=1e-3, step_s=1e-3), encode=table)
-    whole = simulate_stream([load], fleet(kind), every=1, adapters=6)
+def blocks_and_whole(load: Traffic, kind: ReplicaKind, cuts: list[int]) -> tuple[Streamed, Streamed]:
+    """Cut at ``cuts``, and whole; the run is told how many adapters there are."""
+    adapters = adapters_of(load)
     bounds = [0, *sorted(cuts), len(load)]
     blocks = [load.take(np.arange(a, b)) for a, b in pairwise(bounds)]
-    parts = simulate_stream(blocks, fleet(kind), every=1, adapters=6)
+    parts, whole = (simulate_stream(part, fleet(kind), every=1, adapters=adapters) for part in (blocks, [load]))
     np.testing.assert_array_equal(parts.sample.last_token_s, whole.sample.last_token_s)
+    return parts, whole
+
+
+@given(cuts=st.lists(st.integers(0, 900), max_size=6))
+@settings(max_examples=10, deadline=None)
+def test_adapters_in_blocks(cuts: list[int]) -> None:
+    load = replace(LOAD, adapter=np.random.default_rng(3).integers(-1, 6, len(LOAD)))
+    kind = replace(replicas(3), adapters=Adapters(2, load_s=1e-3, step_s=1e-3))
+    parts, whole = blocks_and_whole(load, kind, cuts)
     np.testing.assert_array_equal(parts.sample.adapters, whole.sample.adapters)
-    np.testing.assert_array_equal(parts.sample.images, whole.sample.images)
     with pytest.raises(TrivetError, match="numbers below 0"):
-        simulate_stream(blocks, fleet(kind))
+        simulate_stream([load], fleet(kind))
+
+
+@given(cuts=st.lists(st.integers(0, 900), max_size=6))
+@settings(max_examples=10, deadline=None)
+def test_images_in_blocks(cuts: list[int]) -> None:
+    """A block may hold larger images than those before it."""
+    rng = np.random.default_rng(3)
+    images = rng.integers(0, 300, len(LOAD)) * (rng.random(len(LOAD)) < 0.3)
+    load = replace(LOAD, image_tokens=np.minimum(images, LOAD.input_tokens))
+    kind = replace(replicas(3), encode=EncodeTable(np.array([1.0, 200.0]), np.array([1e-3, 2e-2])))
+    parts, whole = blocks_and_whole(load, kind, cuts)
+    np.testing.assert_array_equal(parts.sample.images, whole.sample.images)
 
 
 def test_arrays_do_not_grow_with_time() -> None:

@@ -46,6 +46,12 @@ def calibrate(
         metavar="RESULT.json",
         help="Instead: an engine on --chip to your results of vllm bench serve, guidellm or aiperf; may be repeated.",
     ),
+    requests: list[Path] = typer.Option(
+        [],
+        "--requests",
+        metavar="LOG.jsonl",
+        help="Instead: an engine on --chip to logs of requests, settings in LOG.meta.json; may be repeated.",
+    ),
     command: str = typer.Option("", "--command", help="With --bench: the command that launched the engine."),
     engine: str = typer.Option("vllm", "--engine", help="With --bench, without --command: vllm, sglang, trtllm."),
     model: str = typer.Option("", "--model", help="With --bench: the model; default: as in the command or the result."),
@@ -65,6 +71,10 @@ def calibrate(
         from trivet.apps.cli.calibrate_bench import Launched, run
 
         run(bench, Launched(chip, command, engine, model, layout), out, as_json)
+    elif requests:
+        from trivet.apps.cli.calibrate_log import run as run_logs
+
+        run_logs(requests, chip, out, as_json)
     elif chip:
         _chip(chip, {"bench_gemm_4096_s": gemm, "bench_gemv_s": gemv, "bench_gemm_384_s": tiny}, out, as_json)
     elif serving is not None:
@@ -77,7 +87,8 @@ def calibrate(
         raise TrivetError(
             "nothing to calibrate",
             field="calibrate",
-            allowed="a FOLDER of kernel tables, --chip NAME, --bench RESULT.json, --serving FILE or --training FILE",
+            allowed="a FOLDER of kernel tables, --chip NAME, --bench RESULT.json, --requests LOG.jsonl, --serving FILE or "
+            "--training FILE",
         )
 
 
@@ -131,24 +142,18 @@ def _folder(folder: Path, out: Path | None, kinds: str, check: bool, as_json: bo
 
 def _dispatch(folder: Path, out: Path | None, as_json: bool) -> None:
     """Constants of expert dispatch and combine, chips left out in turn for their spread."""
-    from trivet.interop.results import result_file
+    from trivet.apps.cli.output import tell, write_file
     from trivet.loop.calibrate_dispatch import calibrate as fit
     from trivet.loop.calibrate_dispatch import scores, to_json
-
-    fits = fit(folder)
-    if out is not None:
-        with result_file(out) as place:
-            place.write_text(json.dumps(to_json(fits), indent=1) + "\n", encoding="utf-8")
-    rows = scores(fits)
-    if as_json:
-        typer.echo(json.dumps({"scores": rows, "out": str(out or "")}))
-        return
     from trivet.report.tables import print_table
 
+    fits = fit(folder)
+    write_file(out, json.dumps(to_json(fits), indent=1) + "\n")
+    rows = scores(fits)
     shown = [
         {k: "-" if v is None else f"{v:.3f}" if isinstance(v, float) else v for k, v in row.items()} for row in rows
     ]
-    print_table(shown, title="Chips left out")
+    tell({"scores": rows}, out, as_json, lambda: print_table(shown, title="Chips left out"))
 
 
 def _makers(folder: Path, out: Path | None, as_json: bool) -> None:
@@ -177,9 +182,11 @@ def _makers(folder: Path, out: Path | None, as_json: bool) -> None:
 
 def _serving(path: Path, out: Path | None, as_json: bool) -> None:
     """Engines' constants and the residual, from the columns of a table of serving runs."""
+    from trivet.apps.cli.output import tell
     from trivet.apps.cli.screen import progress
     from trivet.interop.results import result_folder
     from trivet.loop.calibrate_serving import calibrate as fit
+    from trivet.report.tables import print_table
 
     with progress() as report:
         done = fit(path, report)
@@ -187,22 +194,18 @@ def _serving(path: Path, out: Path | None, as_json: bool) -> None:
         with result_folder(out) as folder:
             done.write(folder)
     engines = {name: {k: v for k, v in raw.items() if isinstance(v, float)} for name, raw in done.engines.items()}
-    if as_json:
-        typer.echo(json.dumps({"engines": engines, "out": str(out or "")}))
-        return
-    from trivet.report.tables import print_table
-
-    print_table([{"engine": name, **values} for name, values in engines.items()], title="Engines")
+    shown = [{"engine": name, **values} for name, values in engines.items()]
+    tell({"engines": engines}, out, as_json, lambda: print_table(shown, title="Engines"))
 
 
 def _training(path: Path, out: Path | None, as_json: bool) -> None:
     """The training step's constants, from the columns of a table of training runs; kernel rates stay as shipped."""
     import csv
 
+    from trivet.apps.cli.output import write_file
     from trivet.apps.cli.screen import progress
     from trivet.cloud.training.profile import shipped
     from trivet.errors import TrivetError
-    from trivet.interop.results import result_file
     from trivet.loop.calibrate_training import calibrate as fit
     from trivet.loop.calibrate_training import to_json
 
@@ -213,9 +216,7 @@ def _training(path: Path, out: Path | None, as_json: bool) -> None:
         raise TrivetError(f"cannot be read: {error}", field=str(path)) from error
     with progress() as report:
         found = to_json(fit(rows, shipped().sustained, report=report))
-    if out is not None:
-        with result_file(out) as place:
-            place.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    write_file(out, json.dumps(found, indent=1) + "\n")
     if as_json:
         typer.echo(json.dumps(found))
         return
@@ -226,21 +227,13 @@ def _training(path: Path, out: Path | None, as_json: bool) -> None:
 
 def _chip(name: str, texts: dict[str, str], out: Path | None, as_json: bool) -> None:
     from trivet.apps.cli.options import duration_s
-    from trivet.interop.results import result_file
+    from trivet.apps.cli.output import tell, write_file
     from trivet.loop.calibrate_chip import calibrate_chip, entry_text
+    from trivet.report.tables import print_table
 
     measured = {key: duration_s(text, key) for key, text in texts.items() if text}
     done = calibrate_chip(name, measured)
-    if out is not None:
-        with result_file(out) as place:
-            place.write_text(entry_text(done), encoding="utf-8")
-    if as_json:
-        typer.echo(
-            json.dumps({"chip": done.chip.name, "changes": [c.to_dict() for c in done.changes], "out": str(out or "")})
-        )
-        return
-    from trivet.report.tables import print_table
-
+    write_file(out, entry_text(done))
     rows = [
         {
             "operator": c.operator, "before": f"{c.before_s * 1e6:,.1f} us", "after": f"{c.after_s * 1e6:,.1f} us",
@@ -248,6 +241,10 @@ def _chip(name: str, texts: dict[str, str], out: Path | None, as_json: bool) -> 
         }
         for c in done.changes
     ]  # fmt: skip
-    print_table(rows, title=f"{done.chip.title}: what the microbenchmarks changed")
-    if out is not None:
-        typer.echo(f"Catalogue entry: {out}")
+
+    def show() -> None:
+        print_table(rows, title=f"{done.chip.title}: what the microbenchmarks changed")
+        if out is not None:
+            typer.echo(f"Catalogue entry: {out}")
+
+    tell({"chip": done.chip.name, "changes": [c.to_dict() for c in done.changes]}, out, as_json, show)

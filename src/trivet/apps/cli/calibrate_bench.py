@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -32,8 +31,8 @@ class Launched:
 
 def run(paths: Sequence[Path], launched: Launched, out: Path | None, as_json: bool) -> None:
     """Fit, write the profile, and print what changed."""
+    from trivet.apps.cli.output import tell, write_file
     from trivet.interop.bench_results import read
-    from trivet.interop.results import result_file
     from trivet.loop import calibrate_user as loop
     from trivet.loop.serving_model import Compiler
 
@@ -43,36 +42,31 @@ def run(paths: Sequence[Path], launched: Launched, out: Path | None, as_json: bo
     observed = [loop.observation(one, deployment) for one in runs]
     engine, compiler = deployment.settings.engine, Compiler()
     found = loop.fit(observed, engine, compiler)
-    if out is not None:
-        with result_file(out) as place:
-            place.write_text(loop.profile_text(found, engine, deployment.chip.name), encoding="utf-8")
+    write_file(out, loop.profile_text(found, engine, deployment.chip.name))
     rows = _rows(runs, observed, found, engine, compiler)
     width = {
         name: {"before": 2 * loop.Z80 * float(found.before[i]), "after": 2 * loop.Z80 * float(found.after[i])}
         for i, name in enumerate(("tpot", "ttft"))
     }
     factors = {name: math.exp(v) for name, v in zip(loop.FACTORS, found.logs, strict=True)}
-    if as_json:
-        document = {
-            "engine": engine,
-            "chip": deployment.chip.name,
-            "factors": factors,
-            "log_width": width,
-            "runs": rows,
-        }
-        typer.echo(json.dumps({**document, "out": str(out or "")}))
-        return
-    from trivet.report.tables import print_table
 
-    shown = [{k: f"{v * 1e3:,.3g} ms" if k.startswith("t") else f"{v:,.4g}" for k, v in row.items()} for row in rows]
-    print_table(shown, title=f"{engine} on {deployment.chip.name}: measured, as shipped, calibrated")
-    typer.echo("Times the shipped constants: " + ", ".join(f"{name} {value:.2f}" for name, value in factors.items()))
-    for name, ends in width.items():
-        typer.echo(
-            f"Log width of the 80% interval, {name.upper()}: {ends['before']:.2f} before, {ends['after']:.2f} now"
-        )
-    if out is not None:
-        typer.echo(f"Profile: {out} (used wherever TRIVET_CATALOGUE names the folder that holds engines/)")
+    def show() -> None:
+        from trivet.report.tables import print_table
+
+        shown = [
+            {k: f"{v * 1e3:,.3g} ms" if k.startswith("t") else f"{v:,.4g}" for k, v in row.items()} for row in rows
+        ]
+        print_table(shown, title=f"{engine} on {deployment.chip.name}: measured, as shipped, calibrated")
+        typer.echo("Times the shipped constants: " + ", ".join(f"{k} {v:.2f}" for k, v in factors.items()))
+        for name, ends in width.items():
+            typer.echo(
+                f"Log width of the 80% interval, {name.upper()}: {ends['before']:.2f} before, {ends['after']:.2f} now"
+            )
+        if out is not None:
+            typer.echo(f"Profile: {out} (used wherever TRIVET_CATALOGUE names the folder that holds engines/)")
+
+    outcome = {"engine": engine, "chip": deployment.chip.name, "factors": factors, "log_width": width, "runs": rows}
+    tell(outcome, out, as_json, show)
 
 
 def _deployment(launched: Launched, served: str) -> Deployment:

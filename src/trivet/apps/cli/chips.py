@@ -79,6 +79,7 @@ def chips(
 
 
 def _compare(chip_names: list[str], library: str, out: Path | None, as_json: bool) -> None:
+    from trivet.apps.cli.output import deliver
     from trivet.loop.compare import compare
     from trivet.report import comparison
 
@@ -86,20 +87,15 @@ def _compare(chip_names: list[str], library: str, out: Path | None, as_json: boo
         raise TrivetError("a comparison needs two chips", field="NAME", allowed="two or more names")
     first = chip(chip_names[0])
     found = {other.name: compare(first, other, library=library) for other in map(chip, chip_names[1:])}
-    content = json.dumps(comparison.to_dict(first.name, found), indent=1, allow_nan=False) + "\n"
-    if out is not None:
-        from trivet.interop.results import result_folder
 
-        with result_folder(out) as folder:
-            (folder / "summary.json").write_text(content, encoding="utf-8")
-            (folder / "report.html").write_text(comparison.html(first.name, found), encoding="utf-8")
-    if as_json:
-        typer.echo(content, nl=False)
-        return
-    from trivet.report.tables import print_table
+    def show(folder: str) -> None:
+        from trivet.report.tables import print_table
 
-    for other, leads in found.items():
-        print_table(comparison.table(first.name, other, leads), title=f"{first.name} against {other}")
+        for other, leads in found.items():
+            print_table(comparison.table(first.name, other, leads), title=f"{first.name} against {other}")
+
+    pages = {"report.html": lambda: comparison.html(first.name, found)}
+    deliver(comparison.to_dict(first.name, found), out, as_json, show, pages)
 
 
 def to_dict(one: Chip) -> dict[str, object]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -23,25 +21,15 @@ def claims(
     as_json: Annotated[bool, typer.Option("--json", help="Print summary.json instead of a table.")] = False,
 ) -> None:
     """Each claim of the article that can be checked: how, the verdict with its probability, what would change it."""
+    from trivet.apps.cli.output import deliver, write_file
     from trivet.apps.cli.screen import progress
     from trivet.interop.clients import read_clients
-    from trivet.interop.results import result_file, result_folder
     from trivet.loop.claim import Bench
     from trivet.loop.claims import compute
     from trivet.report import claims_report as report
 
     with progress(enabled=not as_json) as show:
         found = [claim.to_dict() for claim in compute(Bench(seed, read_clients, show), only or ())]
-    text = json.dumps({"claims": found}, indent=1, allow_nan=False) + "\n"
-    if out is not None:
-        with result_folder(out) as folder:
-            (folder / "summary.json").write_text(text)
-            (folder / "claims.md").write_text(report.markdown(found))
-            (folder / "report.html").write_text(report.html(found))
-    if markdown is not None:
-        with result_file(markdown) as path:
-            path.write_text(report.markdown(found))
-    if as_json:
-        sys.stdout.write(text)
-    else:
-        report.terminal(found)
+    write_file(markdown, report.markdown(found) if markdown else "")
+    pages = {"claims.md": lambda: report.markdown(found), "report.html": lambda: report.html(found)}
+    deliver({"claims": found}, out, as_json, lambda _: report.terminal(found), pages)

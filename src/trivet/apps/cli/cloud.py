@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -29,6 +27,7 @@ def cloud(
     as_json: Annotated[bool, typer.Option("--json", help="Print summary.json instead of tables.")] = False,
 ) -> None:  # fmt: skip
     """Services, training and other jobs of hundreds of customers on one cluster for a week, with failures, power and bills."""
+    from trivet.apps.cli.output import deliver
     from trivet.apps.cli.screen import progress
     from trivet.interop.clients import read_clients
     from trivet.interop.yaml_files import read_yaml
@@ -49,21 +48,15 @@ def cloud(
     content: dict[str, Any] = weeks[0].summary
     if len(weeks) > 1:
         content = {"weeks": [w.summary for w in weeks], "comparison": comparison}
-    text = json.dumps(content, indent=1, allow_nan=False) + "\n"
-    if out is not None:
-        from trivet.interop.results import result_folder
 
-        with result_folder(out) as folder:
-            (folder / "summary.json").write_text(text)
-            if len(weeks) == 1:
-                cloud_report.write(weeks[0], folder)
-            else:
-                (folder / "report.html").write_text(cloud_report.comparison_html(comparison))
-                for w in weeks:
-                    part = folder / "".join(c if c.isalnum() else "-" for c in w.summary["name"].lower())
-                    part.mkdir()
-                    cloud_report.write(w, part)
-    if as_json:
-        sys.stdout.write(text)
-    else:
-        cloud_report.terminal(weeks, comparison, str(out) if out else "")
+    def write(folder: Path) -> None:
+        if len(weeks) == 1:
+            cloud_report.write(weeks[0], folder)
+            return
+        (folder / "report.html").write_text(cloud_report.comparison_html(comparison))
+        for w in weeks:
+            part = folder / "".join(c if c.isalnum() else "-" for c in w.summary["name"].lower())
+            part.mkdir()
+            cloud_report.write(w, part)
+
+    deliver(content, out, as_json, lambda folder: cloud_report.terminal(weeks, comparison, folder), also=write)

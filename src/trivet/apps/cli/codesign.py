@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from pathlib import Path
 
 import typer
@@ -35,11 +33,13 @@ def codesign(
     as_json: bool = typer.Option(False, "--json", help="The summary as JSON."),
 ) -> None:
     """What a tenth more of each parameter of a chip does to cost, energy and cards; the best chip within a budget."""
+    from trivet.apps.cli.output import deliver
     from trivet.apps.cli.screen import progress
     from trivet.chip.catalogue import chip as catalogue_chip
     from trivet.chip.reading import data_folder, read_yaml
     from trivet.loop.codesign_result import CodesignRequest, run_codesign
     from trivet.model.config import read as read_model
+    from trivet.report import codesign_report
 
     if replica_chips < 1:
         raise TrivetError(f"{replica_chips}", field="--replica-chips", allowed="at least 1")
@@ -54,19 +54,8 @@ def codesign(
     )  # fmt: skip
     with progress(enabled=not as_json) as report:
         result = run_codesign(request, read_model, report)
-    if out is not None:
-        from trivet.interop.results import result_folder
-        from trivet.report.codesign_report import html
-
-        with result_folder(out) as folder:
-            (folder / "summary.json").write_text(json.dumps(result, indent=1, allow_nan=False) + "\n")
-            (folder / "report.html").write_text(html(result))
-    if as_json:
-        sys.stdout.write(json.dumps(result, indent=1, allow_nan=False) + "\n")
-        return
-    from trivet.report.codesign_report import terminal
-
-    terminal(result, str(out) if out else "")
+    pages = {"report.html": lambda: codesign_report.html(result)}
+    deliver(result, out, as_json, lambda folder: codesign_report.terminal(result, folder), pages)
 
 
 def _budget(text: str) -> dict[str, float]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
 import re
+from pathlib import Path
 
 from trivet.errors import TrivetError
 
@@ -40,3 +42,15 @@ def duration_s(text: str, field: str) -> float:
 def count(text: str, field: str) -> float:
     """``"36T"`` -> 3.6e13."""
     return _number(text, _COUNT, "", field)
+
+
+def calibration_file(name: str) -> Path:
+    """A table of the calibration data, for a command that was given no file."""
+    path = Path(os.environ.get("TRIVET_SHARED_DATA", "../shared/data")) / name
+    if not path.is_file():
+        raise TrivetError(
+            "no file given and no calibration data",
+            field="FILE",
+            allowed="a CSV, or TRIVET_SHARED_DATA set to its folder",
+        )
+    return path

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import sys
 import time
 from pathlib import Path
 from typing import Annotated, Any
@@ -62,29 +60,20 @@ def plan(
     }
     if model.endswith((".yaml", ".yml")):
         request = _from_scenario(Path(model))
+    from trivet.apps.cli.output import deliver
     from trivet.apps.cli.screen import progress
     from trivet.interop.flags import launch_command
     from trivet.interop.traces import read as read_trace
     from trivet.model.config import read as read_model
+    from trivet.report import plan_report
 
     started = time.perf_counter()
     goal_request = PlanRequest.create(request, read_model=read_model, read_trace=read_trace)
     with progress(enabled=not as_json) as report:
         result = run_plan(goal_request, lambda deployment, role: launch_command(deployment, role=role), report)
     result["wall_s"] = round(time.perf_counter() - started, 3)
-    if out is not None:
-        from trivet.interop.results import result_folder
-        from trivet.report.plan_report import html
-
-        with result_folder(out) as folder:
-            (folder / "summary.json").write_text(json.dumps(result, indent=1, allow_nan=False) + "\n")
-            (folder / "report.html").write_text(html(result))
-    if as_json:
-        sys.stdout.write(json.dumps(result, indent=1, allow_nan=False) + "\n")
-    else:
-        from trivet.report.plan_report import terminal
-
-        terminal(result, str(out) if out else "")
+    pages = {"report.html": lambda: plan_report.html(result)}
+    deliver(result, out, as_json, lambda folder: plan_report.terminal(result, folder), pages)
 
 
 def _slo(text: str) -> dict[str, float]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -11,31 +10,29 @@ from typing import Any
 
 def simulate(raw: dict[str, Any], out: Path | None, as_json: bool, read_clients: Callable[[str], Any]) -> None:
     """Run it, write ``summary.json``, ``report.html`` and ``requests.parquet`` or ``draws.parquet``, print."""
+    from trivet.apps.cli.output import deliver
     from trivet.apps.cli.screen import progress
     from trivet.loop import pool_scenario
     from trivet.report import pool_report
 
     with progress(enabled=not as_json) as report:
         done = pool_scenario.run(raw, read_clients, report)
-    text = json.dumps(done.summary, indent=1, allow_nan=False) + "\n"
-    if out is not None:
+
+    def write(folder: Path) -> None:
         import polars as pl
 
-        from trivet.interop.results import result_folder
+        for name, columns in (("requests", done.requests), ("draws", done.draws)):
+            if columns is not None:
+                pl.DataFrame(columns).write_parquet(folder / f"{name}.parquet")
 
-        with result_folder(out) as folder:
-            for name, columns in (("requests", done.requests), ("draws", done.draws)):
-                if columns is not None:
-                    pl.DataFrame(columns).write_parquet(folder / f"{name}.parquet")
-            (folder / "summary.json").write_text(text, encoding="utf-8")
-            (folder / "report.html").write_text(pool_report.html(done.summary, done.requests), encoding="utf-8")
-    if as_json:
-        sys.stdout.write(text)
-        return
-    from trivet.report.tables import print_table
+    def show(folder: str) -> None:
+        from trivet.report.tables import print_table
 
-    print_table(pool_report.rows(done.summary), title=done.summary["title"])
-    for line in done.summary["notes"]:
-        sys.stdout.write(line + "\n")
-    if out is not None:
-        sys.stdout.write(f"written to {out}\n")
+        print_table(pool_report.rows(done.summary), title=done.summary["title"])
+        for line in done.summary["notes"]:
+            sys.stdout.write(line + "\n")
+        if folder:
+            sys.stdout.write(f"written to {folder}\n")
+
+    pages = {"report.html": lambda: pool_report.html(done.summary, done.requests)}
+    deliver(done.summary, out, as_json, show, pages, write)

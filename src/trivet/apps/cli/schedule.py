@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -49,6 +47,7 @@ def schedule(
     as_json: Annotated[bool, typer.Option("--json", help="Print summary.json instead of a table.")] = False,
 ) -> None:  # fmt: skip
     """Place a list of tasks in the published openb protocol and report how much of the GPUs they get."""
+    from trivet.apps.cli.output import deliver
     from trivet.apps.cli.screen import progress
     from trivet.cloud.cluster.placement import Placement
     from trivet.cloud.cluster.placement import schedule as place
@@ -74,15 +73,11 @@ def schedule(
                           progress=partial(_told, report, f"{name} {step + 1}/{total}")), s,
                 ))  # fmt: skip
     summaries = [cluster_report.summary(run, s, tune) for run, s in runs]
-    text = json.dumps(cluster_report.combined(summaries), indent=1, allow_nan=False) + "\n"
-    if out is not None:
-        from trivet.interop.results import result_folder
-
-        with result_folder(out) as folder:
-            (folder / "summary.json").write_text(text)
-            (folder / "report.html").write_text(cluster_report.html(summaries))
-            cluster_report.write_placements(runs, folder / "placements.parquet")
-    if as_json:
-        sys.stdout.write(text)
-    else:
-        cluster_report.terminal(summaries, sum(run.cpu_s for run, _ in runs), str(out) if out else "")
+    deliver(
+        cluster_report.combined(summaries),
+        out,
+        as_json,
+        lambda folder: cluster_report.terminal(summaries, sum(run.cpu_s for run, _ in runs), folder),
+        {"report.html": lambda: cluster_report.html(summaries)},
+        lambda folder: cluster_report.write_placements(runs, folder / "placements.parquet"),
+    )

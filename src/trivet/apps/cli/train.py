@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -37,10 +36,12 @@ def train(
     as_json: Annotated[bool, typer.Option("--json", help="Print summary.json instead of a table.")] = False,
 ) -> None:
     """Search the parallelism; plan the run: days, MFU, memory, money, energy, goodput, and what drives the spread."""
+    from trivet.apps.cli.output import deliver
     from trivet.apps.cli.screen import progress
     from trivet.errors import TrivetError
     from trivet.interop import training_launch
     from trivet.loop import training_plan, training_scenario, training_summary
+    from trivet.report import training_report
 
     if model.endswith((".yaml", ".yml")):
         from trivet.interop.yaml_files import read_yaml
@@ -71,25 +72,12 @@ def train(
     best = plans[0].best
     launch = training_launch.launch(best.job, plans[0].campaign.tokens)
     result: dict[str, Any] = {**summaries[0], "launch": launch, "published": figures, "compared": summaries[1:]}
-    if out is not None:
-        from trivet.interop.results import result_folder
-        from trivet.report.training_report import html
-
-        with result_folder(out) as folder:
-            (folder / "summary.json").write_text(json.dumps(result, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-            (folder / "report.html").write_text(
-                html(summaries, launch, figures, str(raw.get("title", ""))), encoding="utf-8"
-            )
-            (folder / "timeline.json").write_text(
-                training_launch.timeline_text(best.job, best.result), encoding="utf-8"
-            )
-            (folder / "launch.txt").write_text(_launch_text(launch), encoding="utf-8")
-    if as_json:
-        sys.stdout.write(json.dumps(result, indent=1, allow_nan=False) + "\n")
-    else:
-        from trivet.report.training_report import terminal
-
-        terminal(summaries, figures, str(out) if out else "")
+    pages = {
+        "report.html": lambda: training_report.html(summaries, launch, figures, str(raw.get("title", ""))),
+        "timeline.json": lambda: training_launch.timeline_text(best.job, best.result),
+        "launch.txt": lambda: _launch_text(launch),
+    }
+    deliver(result, out, as_json, lambda folder: training_report.terminal(summaries, figures, folder), pages)
 
 
 def _launch_text(launch: dict[str, Any]) -> str:

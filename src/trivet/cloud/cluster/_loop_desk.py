@@ -9,7 +9,8 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import njit
+
+from trivet.cloud.cluster._loop_jit import jit
 
 FUTURE, QUEUED, RUNNING, DONE = range(4)
 FIFO, FAIR, DRF = range(3)
@@ -79,7 +80,7 @@ class Site(NamedTuple):
     counts: Any  # [5] failures that hit, by kind
 
 
-@njit(cache=True)
+@jit
 def push(desk, t, j, v):
     """Add an event to the binary heap; equal times go by number."""
     heap, now = desk.heap, desk.now
@@ -94,7 +95,7 @@ def push(desk, t, j, v):
     heap[k].t, heap[k].j, heap[k].v = t, j, v
 
 
-@njit(cache=True)
+@jit
 def pop(desk):
     heap, now = desk.heap, desk.now
     j0, v0 = heap[0].j, heap[0].v
@@ -116,7 +117,7 @@ def pop(desk):
     return j0, v0
 
 
-@njit(cache=True)
+@jit
 def account(desk, until):
     """Add what is held, queued and down to the hours since the last moment."""
     now, held, integral = desk.now, desk.held, desk.integral

@@ -7,20 +7,27 @@ is computed once per state and task shape and kept; a placement changes one node
 
 from __future__ import annotations
 
-import math
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import njit
+
+from trivet.cloud.cluster._loop_jit import entry, inline, jit, merged
+from trivet.cloud.cluster._loop_score import (
+    WHOLE,
+    best_fit_score,
+    dot_product_score,
+    fgd_score,
+    fragmentation,
+    gpu_clustering_score,
+    gpu_packing_score,
+    priced,
+)
 
 FGD, BESTFIT, DOTPROD, GPUPACKING, GPUCLUSTERING, RANDOM, FIRSTFIT, FGDCPU = range(8)
 CODES = {
     "fgd": FGD, "bestfit": BESTFIT, "dotprod": DOTPROD, "gpupacking": GPUPACKING, "gpuclustering": GPUCLUSTERING,
     "random": RANDOM, "firstfit": FIRSTFIT, "fgdcpu": FGDCPU,
 }  # fmt: skip
-WHOLE = 1000
-
-
 NODE = np.dtype([
     ("cpu", "i8"), ("mem", "i8"), ("chips", "i8"), ("model", "i8"),
     ("kind", "i8"),  # models that the typical demand cannot tell apart share a kind
@@ -65,12 +72,10 @@ class Store(NamedTuple):
     scores: Any  # [shapes, states]
 
 
-MAX_CPU, MAX_CHIP = 128_000, 8_000
-STEP, PRICE = 80.0, 100.0
 UNKNOWN = np.float32(-np.inf)
 
 
-@njit(cache=True, inline="always")
+@inline
 def _draw63(rng):
     tap, feed = (int(rng[607]) - 1) % 607, (int(rng[608]) - 1) % 607
     x = rng[feed] + rng[tap]
@@ -79,7 +84,7 @@ def _draw63(rng):
     return np.int64(x & np.uint64(0x7FFFFFFFFFFFFFFF))
 
 
-@njit(cache=True)
+@jit
 def _intn(rng, n):
     if n & (n - 1) == 0:
         return (_draw63(rng) >> 32) & (n - 1)
@@ -90,96 +95,7 @@ def _intn(rng, n):
     return v % n
 
 
-@njit(cache=True)
-def fragmentation(cpu, left, n, kind, typ, scratch):
-    """``policies.fragmentation`` of ``left[:n]``."""
-    demand, access, levels = typ.info, typ.access, typ.levels
-    count, lost, _ = scratch
-    total = 0
-    for d in range(n):
-        total += left[d]
-    if total == 0:
-        return 0.0
-    for u in range(len(levels)):
-        c, x = 0, 0
-        for d in range(n):
-            if left[d] >= levels[u]:
-                c += 1
-            else:
-                x += left[d]
-        count[u], lost[u] = c, x
-    lack_both = lack_chip = lack_cpu = cpu_fits = cpu_lacks = no_access = 0.0
-    for k in range(len(demand)):
-        share = demand[k].share
-        cpu_ok = cpu >= demand[k].cpu
-        if demand[k].num == 0:
-            if cpu_ok:
-                cpu_fits += share * total
-            else:
-                cpu_lacks += share * total
-        elif not access[k, kind]:
-            no_access += share * total
-        elif count[demand[k].level] >= demand[k].num:
-            if cpu_ok:
-                lack_chip += share * lost[demand[k].level]
-            else:
-                lack_cpu += share * total
-        elif cpu_ok:
-            lack_chip += share * total
-        else:
-            lack_both += share * total
-    return lack_both + lack_chip + lack_cpu + cpu_fits + cpu_lacks + no_access
-
-
-@njit(cache=True, inline="always")
-def fgd_whole(drop):
-    return float(int(1.0 / (1.0 + math.exp(-(drop / 1000.0))) * 100.0))
-
-
-@njit(cache=True)
-def fgd_score(rounded, before, cpu, left, n, kind, cpu_ask, milli, num, typ, scratch):
-    """Score and device (position in ``left``; -1 for whole chips) of one task on one node."""
-    rest = scratch[2]
-    for d in range(n):
-        rest[d] = left[d]
-    if num == 1 and milli < WHOLE:
-        best, device = 0.0, -1
-        for d in range(n):
-            if left[d] < milli:
-                continue
-            seen = False  # an equal device gives an equal score, and the first one wins
-            for e in range(d):
-                if left[e] == left[d]:
-                    seen = True
-                    break
-            if seen:
-                continue
-            rest[d] = left[d] - milli
-            after = fragmentation(cpu - cpu_ask, rest, n, kind, typ, scratch)
-            rest[d] = left[d]
-            score = fgd_whole(before - after) if rounded else before - after
-            if device < 0 or score > best:
-                best, device = score, d
-        return best, device
-    need = num
-    for d in range(n):
-        if need > 0 and left[d] == WHOLE:
-            rest[d] = 0
-            need -= 1
-    after = fragmentation(cpu - cpu_ask, rest, n, kind, typ, scratch)
-    return fgd_whole(before - after) if rounded else before - after, -1
-
-
-@njit(cache=True, inline="always")
-def priced(drop, cpu_rest, chip_rest, cpu_price):
-    """``policies.fgd_cpu`` from the raw drop."""
-    rest = cpu_rest / MAX_CPU + chip_rest / MAX_CHIP
-    if cpu_price < 0.5:
-        drop = math.floor(drop / STEP + 1e-9) * STEP
-    return drop - PRICE * cpu_price * rest
-
-
-@njit(cache=True)
+@jit
 def find_state(cpu, left, n, kind, store):
     """The number of the state, new or known; -1 when the store is full. ``left`` is copied sorted."""
     table, known_states, s_left, used = store.table, store.info, store.left, store.used
@@ -219,53 +135,7 @@ def find_state(cpu, left, n, kind, store):
         slot = (slot + np.uint64(1)) & mask
 
 
-@njit(cache=True, inline="always")
-def best_fit_score(cpu, total, cpu_ask, ask):
-    rest = (cpu - cpu_ask) / MAX_CPU * 0.5
-    rest += (total - ask) / MAX_CHIP * 0.5
-    return int((1.0 - rest) * 100.0)
-
-
-@njit(cache=True, inline="always")
-def dot_product_score(cpu, total, cpu_ask, ask):
-    dot = (cpu / MAX_CPU) * (cpu_ask / MAX_CPU)
-    dot += (total / MAX_CHIP) * (ask / MAX_CHIP)
-    return int(100.0 * (1.0 - dot / 2.0))
-
-
-@njit(cache=True)
-def gpu_packing_score(left, i, n, whole, milli, num):
-    if num == 0:
-        return 0
-    if whole == n:
-        return max(33 - whole, whole)
-    if num > 1 or milli == WHOLE:
-        return max(50 - num, 33)
-    tight = WHOLE
-    for d in range(n):
-        if milli <= left[i, d] < tight:
-            tight = left[i, d]
-    if tight == WHOLE:
-        return 49
-    return max(100 - tight * 100 // WHOLE // 10, 50)
-
-
-@njit(cache=True)
-def gpu_clustering_score(affinity, i, total, kind):
-    if kind < 0:
-        return 0
-    kinds = 0
-    for k in range(affinity.shape[1]):
-        if affinity[i, k] > 0:
-            kinds += 1
-    if affinity[i, kind] > 0:
-        base = 75 if kinds == 1 else 50
-    else:
-        base = 25 if kinds == 0 else 0
-    return int(25 * (MAX_CHIP - total) / MAX_CHIP) + base
-
-
-@njit(cache=True)
+@jit
 def choose(code, left, n, milli, num, fgd_device_value, rng):
     """Bit mask of the devices that a task gets."""
     mask = np.uint64(0)
@@ -294,7 +164,7 @@ def choose(code, left, n, milli, num, fgd_device_value, rng):
     return np.uint64(1) << np.uint64(pick)
 
 
-@njit(cache=True)
+@jit
 def scan(code, c, members, member_count, cpu_price, nodes, classes, typ, store, scratch, feasible):
     """The best of the first ``member_count`` nodes of ``members`` for a task of class ``c``, and how many fit.
 
@@ -350,7 +220,7 @@ def scan(code, c, members, member_count, cpu_price, nodes, classes, typ, store, 
     return best, found
 
 
-@njit(cache=True)
+@jit
 def pick_devices(code, i, c, nodes, classes, typ, store, scratch, rng):
     """Bit mask of the devices of node ``i`` that a task of class ``c`` gets."""
     node, left = nodes.info[i], nodes.left[i]
@@ -362,7 +232,7 @@ def pick_devices(code, i, c, nodes, classes, typ, store, scratch, rng):
     return choose(code, left, n, milli, num, value, rng)
 
 
-@njit(cache=True)
+@jit
 def change(i, c, mask, sign, nodes, classes):
     """Take (``sign`` -1) or give back (+1) what a task of class ``c`` holds on node ``i``."""
     info, left, ask = nodes.info, nodes.left, classes.info[c]
@@ -383,7 +253,7 @@ def change(i, c, mask, sign, nodes, classes):
         info[i].whole = full
 
 
-@njit(cache=True)
+@jit
 def restate(i, nodes, typ, store, scratch):
     """Number the state that node ``i`` is in now, and know its fragmentation."""
     info, left, used, known_states = nodes.info, nodes.left, store.used, store.info
@@ -403,7 +273,23 @@ def restate(i, nodes, typ, store, scratch):
         used[1] = r + 1
 
 
-@njit(cache=True)
+@merged
+def place(code, c, members, count, cpu_price, nodes, classes, typ, store, scratch, rng, feasible):
+    """Place one task of class ``c`` on one of the first ``count`` nodes of ``members``: its node, -1 where none fits, and the
+    mask of its devices."""
+    best, found = scan(code, c, members, count, cpu_price, nodes, classes, typ, store, scratch, feasible)
+    if found == 0:
+        return -1, np.uint64(0)
+    if code == RANDOM and found > 1:
+        best = feasible[_intn(rng, found)]
+    mask = pick_devices(code, best, c, nodes, classes, typ, store, scratch, rng)
+    change(best, c, mask, -1, nodes, classes)
+    if code == FGD or code == FGDCPU:
+        restate(best, nodes, typ, store, scratch)
+    return best, mask
+
+
+@entry
 def place_range(start, stop, code, cpu_price, nodes, classes, task_class, typ, rng, store, out_where, out_mask):
     """Place tasks ``start`` to ``stop``; all state lives in the arrays, so that a caller may stop and go on."""
     count_n = len(nodes.info)
@@ -411,25 +297,18 @@ def place_range(start, stop, code, cpu_price, nodes, classes, task_class, typ, r
     feasible, members = np.empty(count_n, np.int64), np.arange(count_n)
     for k in range(start, stop):
         c = task_class[k]
-        best, found = scan(code, c, members, count_n, cpu_price, nodes, classes, typ, store, scratch, feasible)
-        if found == 0:
-            continue
-        if code == RANDOM and found > 1:
-            best = feasible[_intn(rng, found)]
-        mask = pick_devices(code, best, c, nodes, classes, typ, store, scratch, rng)
-        change(best, c, mask, -1, nodes, classes)
-        if code == FGD or code == FGDCPU:
-            restate(best, nodes, typ, store, scratch)
-        out_where[k], out_mask[k] = best, mask
+        best, mask = place(code, c, members, count_n, cpu_price, nodes, classes, typ, store, scratch, rng, feasible)
+        if best >= 0:
+            out_where[k], out_mask[k] = best, mask
 
 
-@njit(cache=True)
+@entry
 def new_scratch(nodes, typ):
     levels = len(typ.levels)
     return (np.empty(levels, np.int64), np.empty(levels, np.int64), np.empty(nodes.left.shape[1], np.int64))
 
 
-@njit(cache=True)
+@entry
 def number_states(nodes, typ, store):
     """States and fragmentation of the empty nodes, before the first task."""
     scratch = new_scratch(nodes, typ)

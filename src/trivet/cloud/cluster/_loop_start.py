@@ -4,13 +4,14 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
 from trivet.cloud.cluster._loop_desk import DONE, FIFO, QUEUED, RUNNING, push
-from trivet.cloud.cluster._loop_place import FGD, FGDCPU, RANDOM, WHOLE, _intn, change, pick_devices, restate, scan
+from trivet.cloud.cluster._loop_jit import inline, jit
+from trivet.cloud.cluster._loop_place import FGD, FGDCPU, change, place, restate
+from trivet.cloud.cluster._loop_score import WHOLE
 
 
-@njit(cache=True, inline="always")
+@inline
 def room_of(i, ask, allowed, most, info, left):
     """How many workers that ask ``ask``, at most ``most``, node ``i`` has room for; none on a node that is down."""
     room = most
@@ -33,7 +34,7 @@ def room_of(i, ask, allowed, most, info, left):
     return max(room, 0)
 
 
-@njit(cache=True)
+@jit
 def fill_room(c, most, info, left, classes, cap):
     """``room_of`` every node for a worker of class ``c``."""
     ask, allowed = classes.info[c], classes.allowed[c]
@@ -41,7 +42,7 @@ def fill_room(c, most, info, left, classes, cap):
         cap[i] = room_of(i, ask, allowed, most, info, left)
 
 
-@njit(cache=True)
+@jit
 def give_back(i, mask, ask, info, left):
     """What a worker holds, added to copies of the free resources."""
     info[i].cpu += ask.cpu
@@ -52,7 +53,7 @@ def give_back(i, mask, ask, info, left):
             info[i].whole += left[i, d] == WHOLE
 
 
-@njit(cache=True)
+@jit
 def capacities(j, within, cap, work, nodes, classes, desk, site):
     """Workers of job ``j`` that fit on each node now; ``within``: only on models where its tenant keeps its quota."""
     job = work.jobs[j]
@@ -65,7 +66,7 @@ def capacities(j, within, cap, work, nodes, classes, desk, site):
                 cap[i] = 0
 
 
-@njit(cache=True)
+@jit
 def find_group(j, cap, compact, work, site, members):
     """Nodes to place job ``j`` on: the tightest group of its level that holds it, as a list; its length, 0 = none.
 
@@ -104,25 +105,19 @@ def find_group(j, cap, compact, work, site, members):
     return k if total >= need else 0
 
 
-@njit(cache=True)
+@jit
 def place_job(j, code, price, members, count, work, nodes, classes, typ, store, scratch, rng, feasible):
     """Place all workers of job ``j`` on the listed nodes; the caller knows that a gang fits. False: a lone one does not."""
     c, w0, workers = work.jobs[j].cls, work.jobs[j].first, work.jobs[j].workers
     for w in range(workers):
-        best, found = scan(code, c, members, count, price, nodes, classes, typ, store, scratch, feasible)
-        if found == 0:
+        best, mask = place(code, c, members, count, price, nodes, classes, typ, store, scratch, rng, feasible)
+        if best < 0:
             return False
-        if code == RANDOM and found > 1:
-            best = feasible[_intn(rng, found)]
-        mask = pick_devices(code, best, c, nodes, classes, typ, store, scratch, rng)
-        change(best, c, mask, -1, nodes, classes)
-        if code == FGD or code == FGDCPU:
-            restate(best, nodes, typ, store, scratch)
         work.node[w0 + w], work.mask[w0 + w] = best, mask
     return True
 
 
-@njit(cache=True)
+@jit
 def book(j, sign, work, desk, nodes, classes):
     """Count what a job holds for (+1) or no longer for (-1) its tenant and kind."""
     jobs, usage, info = work.jobs, desk.usage, nodes.info
@@ -134,7 +129,7 @@ def book(j, sign, work, desk, nodes, classes):
     desk.held[jobs[j].kind] += sign * jobs[j].milli
 
 
-@njit(cache=True)
+@jit
 def start(j, t, over, work, desk, nodes, classes):
     """Book a placed job as running."""
     book(j, 1, work, desk, nodes, classes)
@@ -154,7 +149,7 @@ def start(j, t, over, work, desk, nodes, classes):
         push(desk, t + extra + jobs[j].remaining, j, jobs[j].version)
 
 
-@njit(cache=True)
+@jit
 def release(j, t, finished, code, work, desk, nodes, classes, typ, store, scratch):
     """Give back what job ``j`` holds; unless ``finished``, keep the work up to its last checkpoint and queue it."""
     jobs, now = work.jobs, desk.now
@@ -184,7 +179,7 @@ def release(j, t, finished, code, work, desk, nodes, classes, typ, store, scratc
     enqueue(j, work, desk)
 
 
-@njit(cache=True)
+@jit
 def enqueue(j, work, desk):
     """Into its queue, by priority, then by number (arrival)."""
     jobs, queue, now = work.jobs, desk.queue, desk.now
@@ -202,7 +197,7 @@ def enqueue(j, work, desk):
     now[0].queued += 1
 
 
-@njit(cache=True)
+@jit
 def unlink(j, before, work, desk):
     jobs, now = work.jobs, desk.now
     q = jobs[j].tenant if desk.rules[0].order != FIFO else 0
@@ -215,7 +210,7 @@ def unlink(j, before, work, desk):
     now[0].queued -= 1
 
 
-@njit(cache=True)
+@jit
 def mark_victims(j, reclaim, work, desk, site, mark):
     """Mark the running jobs that may be evicted for job ``j``; how many."""
     jobs, usage, quota = work.jobs, desk.usage, site.quota
@@ -231,7 +226,7 @@ def mark_victims(j, reclaim, work, desk, site, mark):
     return count
 
 
-@njit(cache=True)
+@jit
 def evict_for(j, t, reclaim, code, cap, members, work, desk, site, nodes, classes, typ, store, scratch):
     """Evict until job ``j`` fits: jobs of lower priority, or (``reclaim``) jobs on borrowed quota of other tenants.
 
@@ -281,11 +276,15 @@ def evict_for(j, t, reclaim, code, cap, members, work, desk, site, nodes, classe
             members[count] = i
             count += 1
             total += cap[i]
-    return clear_nodes(j, t, reclaim, code, cap, members, count, chosen, work, desk, site, nodes, classes, typ, store, scratch)
+    return clear_nodes(
+        j, t, reclaim, code, cap, members, count, chosen, work, desk, site, nodes, classes, typ, store, scratch
+    )
 
 
-@njit(cache=True)
-def clear_nodes(j, t, reclaim, code, cap, members, count, chosen, work, desk, site, nodes, classes, typ, store, scratch):
+@jit
+def clear_nodes(
+    j, t, reclaim, code, cap, members, count, chosen, work, desk, site, nodes, classes, typ, store, scratch
+):
     """Evict from the chosen nodes, one job at a time, until job ``j`` fits on them."""
     jobs = work.jobs
     need, cls = jobs[j].workers, jobs[j].cls
@@ -317,7 +316,7 @@ def clear_nodes(j, t, reclaim, code, cap, members, count, chosen, work, desk, si
         jobs[worst].evictions += 1
 
 
-@njit(cache=True)
+@jit
 def reserve(j, t, cap, work, desk, site, nodes, classes):
     """When the first blocked job could start, and what others may use until then and beyond (EASY backfill).
 

@@ -9,7 +9,6 @@ more came free.
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
 from trivet.cloud.cluster._loop_desk import (
     CHIP,
@@ -29,7 +28,9 @@ from trivet.cloud.cluster._loop_desk import (
     pop,
     push,
 )
-from trivet.cloud.cluster._loop_place import FGD, FGDCPU, WHOLE, restate
+from trivet.cloud.cluster._loop_jit import entry, jit
+from trivet.cloud.cluster._loop_place import FGD, FGDCPU, restate
+from trivet.cloud.cluster._loop_score import WHOLE
 from trivet.cloud.cluster._loop_start import (
     capacities,
     enqueue,
@@ -43,7 +44,7 @@ from trivet.cloud.cluster._loop_start import (
 )
 
 
-@njit(cache=True)
+@jit
 def attempt(j, t, code, price, cap, members, feasible, work, desk, site, nodes, classes, typ, store, scratch, rng):
     """Try to start job ``j``: within its quota, on borrowed quota, or by eviction. True when it runs."""
     job, rules, tried = work.jobs[j], desk.rules[0], desk.tried
@@ -80,7 +81,7 @@ def attempt(j, t, code, price, cap, members, feasible, work, desk, site, nodes, 
     return False
 
 
-@njit(cache=True)
+@jit
 def next_queue(work, desk, site):
     """The queue whose turn it is: the highest priority waiting, then the least share per weight; -1 = all done.
 
@@ -105,7 +106,7 @@ def next_queue(work, desk, site):
     return best
 
 
-@njit(cache=True)
+@jit
 def walk(t, code, price, cap, members, feasible, work, desk, site, nodes, classes, typ, store, scratch, rng):
     """Walk the queues once, in order, starting what may start."""
     jobs, queue, now, rules = work.jobs, desk.queue, desk.now, desk.rules[0]
@@ -124,7 +125,9 @@ def walk(t, code, price, cap, members, feasible, work, desk, site, nodes, classe
             before[q], queue[q, 1] = j, jobs[j].next
             continue
         freed = now[0].freed
-        if attempt(j, t, code, price, cap, members, feasible, work, desk, site, nodes, classes, typ, store, scratch, rng):
+        if attempt(
+            j, t, code, price, cap, members, feasible, work, desk, site, nodes, classes, typ, store, scratch, rng
+        ):
             if now[0].freed != freed:  # evictions put jobs into the queues: find the place before j again
                 before[q] = -1
                 p = queue[q, 0]
@@ -153,7 +156,7 @@ def walk(t, code, price, cap, members, feasible, work, desk, site, nodes, classe
         before[q], queue[q, 1] = j, jobs[j].next
 
 
-@njit(cache=True)
+@entry
 def set_node(i, step, code, desk, site, nodes, typ, store, scratch):
     """One more (+1) or one less (-1) reason for node ``i`` to be down."""
     flags, info, now = site.flags, nodes.info, desk.now
@@ -170,7 +173,7 @@ def set_node(i, step, code, desk, site, nodes, typ, store, scratch):
         restate(i, nodes, typ, store, scratch)
 
 
-@njit(cache=True)
+@jit
 def set_device(i, d, sign, code, desk, site, nodes, typ, store, scratch):
     """Take one whole free chip out of service (-1) or put it back (+1)."""
     info, left, now = nodes.info, nodes.left, desk.now
@@ -190,7 +193,7 @@ def set_device(i, d, sign, code, desk, site, nodes, typ, store, scratch):
         restate(i, nodes, typ, store, scratch)
 
 
-@njit(cache=True)
+@jit
 def kill(hit, devices, t, code, work, desk, nodes, classes, typ, store, scratch):
     """End the runs of all jobs with a worker on a node of ``hit`` that uses one of ``devices`` (0 = any)."""
     jobs, now, k = work.jobs, desk.now, 0
@@ -208,7 +211,7 @@ def kill(hit, devices, t, code, work, desk, nodes, classes, typ, store, scratch)
             k += 1
 
 
-@njit(cache=True)
+@jit
 def fail(e, t, code, work, desk, site, nodes, classes, typ, store, scratch):
     """Handle failure ``e``: jobs end, hardware goes, a spare comes, the repair is set."""
     kind, at, device, repair = site.faults[e].kind, site.faults[e].at, site.faults[e].device, site.faults[e].repair
@@ -245,7 +248,7 @@ def fail(e, t, code, work, desk, site, nodes, classes, typ, store, scratch):
         push(desk, t + repair, e, REPAIR)
 
 
-@njit(cache=True)
+@jit
 def repaired(e, code, desk, site, nodes, typ, store, scratch):
     """Back into service; a host whose stand-in serves becomes the spare instead."""
     kind, at, device = site.faults[e].kind, site.faults[e].at, site.faults[e].device
@@ -263,7 +266,7 @@ def repaired(e, code, desk, site, nodes, typ, store, scratch):
                 set_node(i, -1, code, desk, site, nodes, typ, store, scratch)
 
 
-@njit(cache=True)
+@entry
 def advance(until, code, price, work, desk, site, nodes, classes, typ, store, scratch, rng):
     """Handle every event up to ``until`` (seconds); returns the number of events."""
     n, jobs, now, faults = len(nodes.info), work.jobs, desk.now, site.faults

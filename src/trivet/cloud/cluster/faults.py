@@ -19,7 +19,7 @@ import numpy as np
 from trivet.cloud.cluster.nodes import Node
 from trivet.errors import TrivetError
 from trivet.facts import Fact
-from trivet.units import DAY_S, HOUR_S
+from trivet.units import DAY_S, HOUR_S, Z80
 
 KINDS = ("chip", "host", "rack", "software", "switch")
 _LLAMA = "Llama 3, 16,384 H100, 54 days (arXiv 2407.21783)"
@@ -79,7 +79,7 @@ def _count(source: str, whats: Sequence[str]) -> float:
 def _poisson_interval(count: float) -> tuple[float, float]:
     """80% interval of a Poisson mean after ``count`` events (normal on the square root, good from 5 on)."""
     root = count**0.5
-    return max(root - 1.2815515655446004 / 2, 0.0) ** 2, (root + 1.2815515655446004 / 2) ** 2
+    return max(root - Z80 / 2, 0.0) ** 2, (root + Z80 / 2) ** 2
 
 
 def _rate(causes: Sequence[str], unit_days: float, unit: str) -> Fact:

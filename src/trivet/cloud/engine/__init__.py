@@ -2,7 +2,8 @@
 
 from trivet.cloud.engine.components import Components, compile_components
 from trivet.cloud.engine.memory import Room, room
-from trivet.cloud.engine.profiles import EngineProfile, profile
+from trivet.cloud.engine.process import process
+from trivet.cloud.engine.profiles import EngineProfile, own_profile, profile
 from trivet.cloud.engine.scheduling import Schedule, schedule
 from trivet.cloud.engine.step import assemble, step_table
 
@@ -13,6 +14,8 @@ __all__ = [
     "Schedule",
     "assemble",
     "compile_components",
+    "own_profile",
+    "process",
     "profile",
     "room",
     "schedule",

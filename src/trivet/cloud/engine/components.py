@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trivet.chip import timing
-from trivet.cloud import collectives, fabric
+from trivet.cloud import collectives
 from trivet.cloud.deployment import Deployment
 from trivet.model.layers import operators
 from trivet.model.parallel import Batch, Layout
@@ -80,8 +80,7 @@ class Clock:
 
     def __init__(self, deployment: Deployment):
         self.deployment = deployment
-        self.place = fabric.server_of(deployment.chip, deployment.server)
-        self.levels: dict[int, Any] = {}
+        self.levels: dict[int, list[collectives.Level]] = {}
         self.library = deployment.settings.engine
 
     def seconds(self, operator: Operator) -> Any:
@@ -92,12 +91,9 @@ class Clock:
         if isinstance(operator, Transfer):
             group = operator.group
             if group not in self.levels:
-                # Through a switch or over PCIe the link's rate tells the measured kernels apart; neighbours' links need telling.
-                self.levels[group] = [
-                    level if level.topology in ("mesh", "ring", "torus") else replace(level, topology="")
-                    for level in collectives.levels_of(self.deployment.chip, group, self.deployment.server)
-                ]
-            return collectives.time(operator, self.levels[group], self.deployment.chip, self.library)
+                self.levels[group] = collectives.levels_of(self.deployment.chip, group, self.deployment.server)
+            library = self.deployment.settings.all_reduce or self.library
+            return collectives.time(operator, self.levels[group], self.deployment.chip, library)
         found = timing.time(operator, self.deployment.chip, self.kernels(operator))
         if isinstance(operator, GroupedGemm) and self.deep_gemm(operator):
             found = _faster(found, timing.time(operator, self.deployment.chip, "trtllm"))

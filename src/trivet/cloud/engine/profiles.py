@@ -16,7 +16,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from trivet.chip.reading import folders
+from trivet.chip.reading import data_folder, folders
 from trivet.cloud.engine.components import KINDS
 from trivet.errors import TrivetError, UnknownName
 
@@ -98,8 +98,14 @@ def profile(engine: str, version: str = "", chip: str = "") -> EngineProfile:
     engines = _raw()["engines"]
     if engine not in engines:
         raise UnknownName(f"no profile of {engine!r}", field="engine", allowed=sorted(engines))
-    found = _own_profiles().get((engine, chip)) or from_mapping(engine, engines[engine])
+    found = own_profile(engine, chip) or from_mapping(engine, engines[engine])
     return found.build(version)
+
+
+def own_profile(engine: str, chip: str) -> EngineProfile | None:
+    """What ``engine`` was calibrated to on ``chip`` itself: by the user, or by a log of requests that we ship the outcome of."""
+    found = _own_profiles().get((engine, chip))
+    return found or _shipped_on_chips().get((engine, chip))
 
 
 def _own_profiles() -> dict[tuple[str, str], EngineProfile]:
@@ -112,6 +118,11 @@ def _own_profiles() -> dict[tuple[str, str], EngineProfile]:
             own = read_profile(path, path.stat().st_mtime_ns)
             found.setdefault(own[0], own[1])
     return found
+
+
+@lru_cache(maxsize=1)
+def _shipped_on_chips() -> dict[tuple[str, str], EngineProfile]:
+    return dict(read_profile(path) for path in sorted((data_folder() / "engines").glob("*.json")))
 
 
 @lru_cache(maxsize=64)

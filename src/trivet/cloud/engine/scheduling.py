@@ -24,6 +24,7 @@ class Schedule:
     gather_share: float = 0.0
     launches: float = 1.0  # of steps with prompts by the host, over the engine's usual; 0: captured graphs
     stream_steps: float = 0.0  # decode steps until a worker of a decode pool streams its first token
+    cold_s: float = 0.0  # once: kernels compiled at the first step that fills the budget
 
 
 def schedule(deployment: Deployment, isl: float, osl: float, concurrency: float) -> Schedule:

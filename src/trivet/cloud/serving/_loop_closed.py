@@ -88,7 +88,7 @@ def pop(heap, size):
 def replay(
     tokens, mixed_s, sequences, graph_s, context, decode_s, chunk, past, prefill_s, host, overlap,
     policy, budget, max_sequences, kv_tokens, ranks, tokens_a_step, decode_tokens, look_steps, wait_steps,
-    gather_steps, gather_tokens, inputs, outputs, arrivals, clients, client_s, gap_s, ttft, tpot, finished,
+    gather_steps, gather_tokens, cold_s, inputs, outputs, arrivals, clients, client_s, gap_s, ttft, tpot, finished,
 ):  # fmt: skip
     """Serve ``len(inputs)`` requests; fills ``ttft``, ``tpot`` (seconds) and ``finished`` (clock) per request.
 
@@ -98,7 +98,8 @@ def replay(
     Sequence, token and KV limits are those of the whole deployment of ``ranks`` attention-DP ranks; the slowest rank
     sets the step. New requests are looked at every ``look_steps`` decode steps, and after a step of prompts alone. Every
     ``wait_steps`` steps prompts enter though not every rank has one; without, they wait for that. Prompts wait up to
-    ``gather_steps`` steps until they and the running sequences make ``gather_tokens``. Returns the clock at the end.
+    ``gather_steps`` steps until they and the running sequences make ``gather_tokens``. The first step that the token budget
+    cuts takes ``cold_s`` longer. Returns the clock at the end.
     """
     total = len(inputs)
     heap = np.empty(total + 1)  # finishing step count x 2^20 + request
@@ -185,6 +186,8 @@ def replay(
             else:
                 partial = r
                 partial_done = size
+                t += cold_s
+                cold_s = 0.0
         mean_context = sum_context / running if running > 0 else 0.0
         a_rank = running / ranks
         if prompts == 0:

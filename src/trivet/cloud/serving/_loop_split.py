@@ -19,10 +19,12 @@ SCALE = 1048576.0
 def replay_split(
     p_tokens, p_mixed, p_chunk, p_past, p_attention, p_host, p_overlap, p_workers, p_ranks, p_budget,
     d_sequences, d_graph, d_context, d_attention, d_host, d_overlap, d_workers, d_ranks, d_slots, d_kv,
-    routing, transfer_token_s, transfer_s, tokens_a_step, inputs, outputs, clients, client_s, gap_s, ttft, tpot, finished,
+    routing, frontends, transfer_token_s, transfer_s, tokens_a_step, inputs, outputs, clients, client_s, gap_s,
+    ttft, tpot, finished,
 ):  # fmt: skip
     """Serve ``len(inputs)`` requests; fills ``ttft``, ``tpot`` and ``finished`` (seconds). Slots and KV tokens are those of
-    one decode worker, budget that of one prefill rank. The first token is out when the request holds a decode slot."""
+    one decode worker, budget that of one prefill rank. The first token is out when the request holds a decode slot. With
+    more than one of ``frontends``, requests reach them by chance, and each has turns of its own."""
     total = len(inputs)
     arrivals = np.zeros(total)
     issued = min(clients, total)
@@ -46,7 +48,8 @@ def replay_split(
     queue = np.empty((d_workers, total), np.int64)
     q_head, q_tail = np.zeros(d_workers, np.int64), np.zeros(d_workers, np.int64)
     first = np.zeros(total)
-    target = 0
+    turns = np.zeros(max(frontends, 1), np.int64)
+    draw = np.uint32(1)
     done = 0
     while done < total:
         # --- the earliest event: a prompt starts, a request reaches decode, an answer ends
@@ -99,8 +102,12 @@ def replay_split(
                 owner[i], owner[j] = owner[j], owner[i]
                 i = j
             if routing == ROUND_ROBIN:
-                w = target
-                target = (target + 1) % d_workers
+                door = 0
+                if frontends > 1:
+                    draw = np.uint32(draw * np.uint32(1664525) + np.uint32(1013904223))
+                    door = (draw >> np.uint32(8)) % frontends
+                w = int(turns[door] % d_workers)
+                turns[door] += 1
             else:
                 w = int(np.argmin(load))
             load[w] += 1

@@ -49,6 +49,7 @@ class Policy:
     gather_steps: float = 0.0  # steps that prompts may wait until they and the running make gather_tokens
     gather_tokens: float = 0.0
     first_token_steps: float = 0.0  # decode steps until the first token is streamed out (interval of streaming)
+    cold_s: float = 0.0  # once: kernels are compiled at the first step that fills the budget
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -159,6 +160,7 @@ class Split:
     tokens_a_step: float = 1.0
     frontend_s: float = 0.0
     first_token_steps: float = 0.0
+    frontends: int = 1  # that route in turns of their own; requests reach them by chance
 
 
 def closed_loop_split(
@@ -215,7 +217,7 @@ def _closed_split(
         int(split.prefill_workers), float(split.prefill_ranks), float(split.prefill_budget_tokens),
         decode.sequences, decode.graph_s, decode.context, decode.decode_attention_s, hosts[1], decode.overlap,
         int(split.decode_workers), float(split.decode_ranks), float(split.decode_slots), float(split.decode_kv_tokens),
-        0 if split.routing == "round_robin" else 1, float(split.transfer_token_s), float(split.transfer_s),
+        0 if split.routing == "round_robin" else 1, int(split.frontends), float(split.transfer_token_s), float(split.transfer_s),
         float(split.tokens_a_step), inputs, outputs, clients, float(overhead), float(split.frontend_s), ttft, tpot, finished,
     )  # fmt: skip
     return _summary((ttft + overhead + split.first_token_steps * tpot, tpot, finished, outputs), weights, count)
@@ -257,7 +259,7 @@ def _run(
         table.past, table.prefill_attention_s, host, table.overlap, MIXING[policy.mixing], float(policy.budget_tokens),
         float(policy.max_sequences * policy.ranks), float(policy.kv_tokens * policy.ranks), float(policy.ranks),
         float(policy.tokens_a_step), float(policy.decode_tokens), float(policy.look_steps), float(policy.wait_steps),
-        float(policy.gather_steps), float(policy.gather_tokens), inputs, outputs, arrivals, clients,
+        float(policy.gather_steps), float(policy.gather_tokens), float(policy.cold_s), inputs, outputs, arrivals, clients,
         float(table.first_token_overhead_s), float(policy.frontend_s), ttft, tpot, finished,
     )  # fmt: skip
     return ttft + table.first_token_overhead_s + policy.first_token_steps * tpot, tpot, finished, outputs

@@ -36,13 +36,12 @@ def bert(f: Fields) -> Blueprint:
     heads = f.positive("num_attention_heads")
     f.expect("position_embedding_type", "absolute")
     f.expect("add_cross_attention", False)
-    f.get("classifier_dropout", None)
-    f.get("gradient_checkpointing", None)
+    f.ignore("classifier_dropout", "gradient_checkpointing")
     mixer = Mixer("attention", heads, heads, hidden // heads, qkv_bias=True, out_bias=True)
     blueprint = decoder(
         f, mixer=mixer, feed_forward=dense(f, gated=False, bias=True), norm="layer", tied=True, final_norm=False
     )
-    f.get("tie_word_embeddings", None)
+    f.ignore("tie_word_embeddings")
     blueprint.encoder = True
     positions, segments = f.positive("max_position_embeddings"), f.whole("type_vocab_size", 0)
     blueprint.add("position", (positions + segments) * hidden)
@@ -64,8 +63,7 @@ def distilbert(f: Fields) -> Blueprint:
     blocks = [Block(mixer, ff, 4 * hidden)] * f.positive("n_layers")
     vocab = f.positive("vocab_size")
     f.expect("sinusoidal_pos_embds", False, None)
-    for field in ("activation", "qa_dropout", "seq_classif_dropout", "tie_weights_", "tie_word_embeddings"):
-        f.get(field, None)
+    f.ignore("activation", "qa_dropout", "seq_classif_dropout", "tie_weights_", "tie_word_embeddings")
     blueprint = Blueprint(hidden, vocab, blocks, True, f.positive("max_position_embeddings"), 2 * hidden, encoder=True)
     blueprint.add("position", f.positive("max_position_embeddings") * hidden)
     if kind.endswith("ForMaskedLM"):
@@ -82,14 +80,14 @@ def modernbert(f: Fields) -> Blueprint:
     every = f.optional("global_attn_every_n_layers") or 3
     kinds = layer_types(f, layers, lambda i: "sliding_attention" if i % every else "full_attention")
     base = attention(f, qkv_bias=bias, out_bias=bias, head_dim=hidden // f.positive("num_attention_heads"))
-    f.get("num_key_value_heads", None)
+    f.ignore("num_key_value_heads")
     ff = dense(f, bias=f.flag("mlp_bias"))
     window = f.optional("local_attention")
     blocks = [
         Block(replace(base, window=window if "sliding" in kinds[i] else 0), ff, norm * (2 if i else 1))
         for i in range(layers)
     ]
-    for field in (
+    f.ignore(
         "classifier_activation",
         "classifier_bias",
         "classifier_pooling",
@@ -100,8 +98,7 @@ def modernbert(f: Fields) -> Blueprint:
         "mlp_dropout",
         "reference_compile",
         "repad_logits_with_grad",
-    ):
-        f.get(field, None)
+    )
     vocab = f.positive("vocab_size")
     headed = kind.endswith(("ForMaskedLM", "ForCausalLM"))
     tied = f.flag("tie_word_embeddings", True) or not headed
@@ -112,7 +109,7 @@ def modernbert(f: Fields) -> Blueprint:
         blueprint.add("head", hidden * hidden + (hidden if f.flag("classifier_bias") else 0) + norm)
         blueprint.add("head", vocab if f.flag("decoder_bias") else 0)
     else:
-        f.get("decoder_bias", None)
+        f.ignore("decoder_bias")
     return blueprint
 
 
@@ -125,15 +122,14 @@ def t5(f: Fields) -> Blueprint:
     gated = given.startswith("gated")
     own_bias = f.model_type == "umt5"  # every layer has its own table of relative positions
     buckets = f.positive("relative_attention_num_buckets") * heads
-    for field in (
+    f.ignore(
         "relative_attention_max_distance",
         "dense_act_fn",
         "is_gated_act",
         "classifier_dropout",
         "n_positions",
         "output_past",
-    ):
-        f.get(field, None)
+    )
     mixer = Mixer("attention", heads, heads, dim)
     ff = FeedForward("dense", width, gated=gated)
     cross = 4 * hidden * heads * dim + hidden
@@ -201,14 +197,13 @@ def bart(f: Fields) -> Blueprint:
     f.expect("share_encoder_decoder_embeddings", True)
     if f.model_type == "marian":
         f.expect("tie_word_embeddings", True)
-    for field in (
+    f.ignore(
         "encoder_attention_heads",
         "decoder_vocab_size",
         "classifier_dropout",
         "forced_eos_token_id",
         "normalize_embedding",
-    ):
-        f.get(field, None)
+    )
     f.expect("is_encoder_decoder", True)
     norms = 2 * hidden * (embedding_norm + last_norm)
     blueprint = Blueprint(

@@ -42,7 +42,7 @@ def qwen3_moe(f: Fields) -> Blueprint:
     sparse = moe(f, "num_experts", "moe_intermediate_size")
     layers = f.positive("num_hidden_layers")
     plain = dense(f) if not all(sparse_layer(f, i) for i in range(layers)) else sparse
-    f.get("intermediate_size", None)
+    f.ignore("intermediate_size")
     return decoder(f, mixer=base, feed_forward=lambda i: sparse if sparse_layer(f, i) else plain)
 
 
@@ -86,8 +86,7 @@ def llama4_text(f: Fields) -> Blueprint:
 
 def llama4(f: Fields) -> Blueprint:
     """Llama 4's text model (``Llama4ForCausalLM``), which is what the published counts are of."""
-    for field in ("vision_config", "tie_word_embeddings"):
-        f.get(field, None)
+    f.ignore("vision_config", "tie_word_embeddings")
     text = f.sub("text_config", "llama4_text")
     blueprint = llama4_text(text)
     blueprint.notes.append("the text model alone is counted")

@@ -15,17 +15,12 @@ from trivet.model.fields import Fields
 Reader = Callable[[Fields], Blueprint]
 
 
-def _ignore(f: Fields, *names: str) -> None:
-    for name in names:
-        f.get(name, None)
-
-
 def openai_gpt(f: Fields) -> Blueprint:
     hidden, heads = f.positive("n_embd"), f.positive("n_head")
     mixer = Mixer("attention", heads, heads, hidden // heads, qkv_bias=True, out_bias=True)
     ff = FeedForward("dense", 4 * hidden, gated=False, bias=True)
     blocks = [Block(mixer, ff, 4 * hidden)] * f.positive("n_layer")
-    _ignore(f, "afn")
+    f.ignore("afn")
     blueprint = Blueprint(
         hidden, f.positive("vocab_size"), blocks, f.flag("tie_word_embeddings", True), f.positive("n_positions")
     )
@@ -66,7 +61,7 @@ def doge(f: Fields) -> Blueprint:
         f, qkv_bias=bias, out_bias=bias, qk_norm=True, head_dim=hidden // f.positive("num_attention_heads")
     )
     mask = base.kv_heads + base.kv_heads * base.head_dim * base.kv_heads + (base.kv_heads if bias else 0)
-    _ignore(f, "keep_window_size", "num_experts", "num_experts_per_tok", "sliding_window", "head_dim")
+    f.ignore("keep_window_size", "num_experts", "num_experts_per_tok", "sliding_window", "head_dim")
     return decoder(f, mixer=base, feed_forward=dense(f, bias=f.flag("mlp_bias")), mixer_extra=mask, other=2 * hidden)
 
 
@@ -131,7 +126,7 @@ def jetmoe(f: Fields) -> Blueprint:
     described = 2 * hidden * kv * top_k * dim + 2 * hidden * kv * dim
     held = 2 * experts * hidden * kv * dim + 2 * hidden * kv * dim + experts * hidden + hidden
     sparse = moe(f, "num_local_experts", "intermediate_size")
-    _ignore(f, "num_attention_heads", "head_dim")
+    f.ignore("num_attention_heads", "head_dim")
     return decoder(f, mixer=mixer, feed_forward=sparse, mixer_extra=held - described, feed_forward_extra=hidden)
 
 
@@ -144,7 +139,7 @@ def hy_v4(f: Fields) -> Blueprint:
     where, sparse, plain = mlp_kinds(f, 1), deepseek_experts(f), dense(f)
     bias = latent_bias(f, m) + m.heads + hidden * m.heads * m.v_head_dim
     hyper = 2 * (2 * streams * streams * hidden + 2 * streams + 2)
-    _ignore(f, "layer_types", "head_dim", "num_key_value_heads", "hc_magnitude")
+    f.ignore("layer_types", "head_dim", "num_key_value_heads", "hc_magnitude")
     blueprint = decoder(
         f,
         mixer=lambda i: m if kinds[i] == "full" else sharing,
@@ -171,7 +166,7 @@ def axk2(f: Fields) -> Blueprint:
     qk = m.nope_head_dim + m.rope_head_dim
     queries = 2 * m.q_lora_rank * m.heads * (qk + m.v_head_dim) - m.q_lora_rank * m.heads * qk
     extra = latent_bias(f, m) + 2 * m.index_head_dim + queries
-    _ignore(f, "layer_types", "head_dim", "num_key_value_heads")
+    f.ignore("layer_types", "head_dim", "num_key_value_heads")
     gate = 2 * rank * hidden
     return decoder(
         f,

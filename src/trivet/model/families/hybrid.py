@@ -35,7 +35,7 @@ def _qwen_hybrid(f: Fields, feed_forward: object) -> Blueprint:
         feed_forward=feed_forward,  # type: ignore[arg-type]
     )
     blueprint.mtp_layers = f.optional("mtp_num_hidden_layers")
-    f.get("mtp_use_dedicated_embeddings", None)
+    f.ignore("mtp_use_dedicated_embeddings")
     return blueprint
 
 
@@ -45,7 +45,7 @@ def qwen3_5_text(f: Fields) -> Blueprint:
 
 def qwen3_5_moe_text(f: Fields) -> Blueprint:
     shared = f.positive("shared_expert_intermediate_size")
-    f.get("mlp_only_layers", None)
+    f.ignore("mlp_only_layers")
     return _qwen_hybrid(f, moe(f, "num_experts", "moe_intermediate_size", shared_intermediate=shared, shared_gate=True))
 
 
@@ -90,9 +90,8 @@ def nemotron_h(f: Fields) -> Blueprint:
     listed = f.many("layers_block_type") or f.many("layer_types")
     pattern = f.get("hybrid_override_pattern", None)
     kinds = [names.get(str(kind), str(kind)) for kind in (listed or pattern or ["mamba", "moe", "attention", "mlp"])]
-    f.get("num_hidden_layers", None)
-    for field in ("mtp_hybrid_override_pattern", "mtp_layers_block_type", "expand", "sliding_window"):
-        f.get(field, None)
+    f.ignore("num_hidden_layers")
+    f.ignore("mtp_hybrid_override_pattern", "mtp_layers_block_type", "expand", "sliding_window")
     scan = mamba2(f, "mamba_num_heads", f.positive("mamba_head_dim"), "ssm_state_size", "n_groups", "conv_kernel")
     scan_extra = mamba2_bias(f, scan, f.flag("use_bias", False), f.flag("use_conv_bias", True))
     f.expect("mamba_proj_bias", False)
@@ -101,7 +100,7 @@ def nemotron_h(f: Fields) -> Blueprint:
     bias = f.flag("mlp_bias", False)
     plain = FeedForward("dense", f.positive("intermediate_size"), gated=False, bias=bias)
     latent = f.optional("moe_latent_size")
-    f.get("n_shared_experts", None)
+    f.ignore("n_shared_experts")
     blocks = []
     for kind in kinds:
         if kind == "mamba":
@@ -126,13 +125,12 @@ def nemotron_h(f: Fields) -> Blueprint:
             raise TrivetError(
                 f"{kind!r} is not a kind of layer", field=f.name("hybrid_override_pattern"), allowed="M, *, -, E"
             )
-    for field in (
+    f.ignore(
         "moe_shared_expert_intermediate_size",
         "n_routed_experts",
         "moe_intermediate_size",
         "num_experts_per_tok",
-    ):
-        f.get(field, None)
+    )
     blueprint = Blueprint(hidden, vocab, blocks, False, f.optional("max_position_embeddings"), hidden)
     f.get("tie_word_embeddings", None)  # the class never ties them
     blueprint.mtp_layers = f.optional("num_nextn_predict_layers")

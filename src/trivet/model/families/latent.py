@@ -57,7 +57,7 @@ def deepseek_experts(f: Fields) -> FeedForward:
 
 
 def _not_structural(f: Fields) -> None:
-    for field in (
+    f.ignore(
         "n_group",
         "topk_group",
         "num_key_value_heads",
@@ -65,8 +65,7 @@ def _not_structural(f: Fields) -> None:
         "qk_head_dim",
         "num_experts",
         "layer_types",
-    ):
-        f.get(field, None)
+    )
 
 
 def deepseek_v3(f: Fields) -> Blueprint:
@@ -125,13 +124,12 @@ def glm_moe_dsa(f: Fields) -> Blueprint:
             kinds = [{"F": "full", "S": "shared"}.get(c, c) for c in pattern]
         else:
             kinds = ["full" if max(i - offset + 1, 0) % max(frequency, 1) == 0 else "shared" for i in range(layers)]
-    for field in (
+    f.ignore(
         "index_topk_pattern",
         "index_topk_freq",
         "index_skip_topk_offset",
         "index_share_for_mtp_iteration",
-    ):
-        f.get(field, None)
+    )
     sharing = replace(m, index_heads=0, index_head_dim=0)
     sparse, experts = sparse_indices(f), deepseek_experts(f)
     plain = dense(f)

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from trivet.errors import TrivetError
 from trivet.model.architecture import FeedForward, Mixer
-from trivet.model.blueprint import Block, Blueprint, attention, decoder, dense, windows
+from trivet.model.blueprint import Block, Blueprint, attention, decoder, dense, stack, windows
 from trivet.model.families.experts import moe, sparse_layer
 from trivet.model.families.latent import deepseek_experts, latent_bias, latent_mixer
 from trivet.model.families.plain import Style, read_style
@@ -28,7 +28,7 @@ def mlp_kinds(f: Fields, first: int) -> list[bool]:
 def mixed(f: Fields, style: Style, sparse: FeedForward, where: Sequence[bool], **extras: int) -> Blueprint:
     """Experts where ``where`` says so, the style's dense feed-forward elsewhere; ``extras`` count in sparse layers."""
     plain = sparse if all(where) else dense(f)
-    f.get("intermediate_size", None)
+    f.ignore("intermediate_size")
     return read_style(
         f,
         style,
@@ -54,8 +54,7 @@ def afmoe(f: Fields) -> Blueprint:
         window=lambda f, i: "sliding_attention" if (i + 1) % every else "full_attention",
     )
     where = [i >= f.optional("num_dense_layers") for i in range(f.positive("num_hidden_layers"))]
-    for field in ("mup_enabled", "route_scale", "score_func", "route_norm", "num_expert_groups", "num_limited_groups"):
-        f.get(field, None)
+    f.ignore("mup_enabled", "route_scale", "score_func", "route_norm", "num_expert_groups", "num_limited_groups")
     return mixed(f, style, sparse, where, router_extra=sparse.experts, mixer_extra=gate)
 
 
@@ -74,13 +73,12 @@ def cohere2_moe(f: Fields) -> Blueprint:
     sparse = moe(f, "num_experts", "intermediate_size", shared_intermediate=width * f.optional("num_shared_experts"))
     plain = sparse if all(where) else FeedForward("dense", f.positive("prefix_dense_intermediate_size"))
     pattern = f.positive("sliding_window_pattern")
-    for field in (
+    f.ignore(
         "prefix_dense_sliding_window_pattern",
         "prefix_dense_intermediate_size",
         "shared_expert_combination_strategy",
         "expert_selection_fn",
-    ):
-        f.get(field, None)
+    )
     style = Style(
         "attention_bias",
         "attention_bias",
@@ -134,7 +132,7 @@ def ernie4_5_moe(f: Fields) -> Blueprint:
     end = layers - 1 if end == -1 else end
     where = [(i + 1) % interval == 0 and start <= i <= end for i in range(layers)]
     plain = dense(f, bias=bias)
-    f.get("moe_norm_min", None)
+    f.ignore("moe_norm_min")
     return read_style(
         f,
         Style("use_bias", "use_bias", head_bias="use_bias"),
@@ -172,8 +170,7 @@ def glm4_moe(f: Fields) -> Blueprint:
 def latent_moe(f: Fields, first: int, *, post_norm: bool = False) -> Blueprint:
     """Latent attention and experts after the first dense layers; ``post_norm``: one more norm after the experts."""
     m = latent_mixer(f)
-    for field in ("num_key_value_heads", "head_dim"):
-        f.get(field, None)
+    f.ignore("num_key_value_heads", "head_dim")
     kinds = f.many("mlp_layer_types")
     step = f.optional("moe_layer_freq") or 1
     layers = f.positive("num_hidden_layers")
@@ -193,8 +190,7 @@ def latent_moe(f: Fields, first: int, *, post_norm: bool = False) -> Blueprint:
 def deepseek_v2(f: Fields) -> Blueprint:
     """DeepSeek V2 and V2-Lite (without a query latent)."""
     m = latent_mixer(f)
-    for field in ("num_key_value_heads", "head_dim", "moe_layer_freq"):
-        f.get(field, None)
+    f.ignore("num_key_value_heads", "head_dim", "moe_layer_freq")
     first, bias = f.optional("first_k_dense_replace"), f.flag("mlp_bias", False)
     sparse, plain, hidden = replace(deepseek_experts(f)), dense(f, bias=bias), f.positive("hidden_size")
     extra = 2 * sparse.shared_intermediate + hidden if bias else 0
@@ -240,7 +236,7 @@ def hy_v3(f: Fields) -> Blueprint:
     width, bias, hidden = f.positive("moe_intermediate_size"), f.flag("mlp_bias"), f.positive("hidden_size")
     shared = width * f.optional("num_shared_experts")
     sparse = moe(f, "num_experts", "moe_intermediate_size", shared_intermediate=shared)
-    f.get("enable_moe_fp32_combine", None)
+    f.ignore("enable_moe_fp32_combine")
     plain = dense(f, bias=bias)
     where = mlp_kinds(f, 1)
     return read_style(
@@ -261,8 +257,7 @@ def laguna(f: Fields) -> Blueprint:
         f, "num_experts", "moe_intermediate_size", shared_intermediate=f.positive("shared_expert_intermediate_size")
     )
     plain = dense(f)
-    f.get("moe_apply_router_weight_on_input", None)
-    f.get("per_layer_config", None)
+    f.ignore("moe_apply_router_weight_on_input", "per_layer_config")
     return decoder(
         f,
         mixer=lambda i: replace(base, heads=heads[i], window=wide[i]),
@@ -279,13 +274,10 @@ def longcat_flash(f: Fields) -> Blueprint:
     if f.given("qk_head_dim"):
         f.expect("qk_head_dim", m.nope_head_dim + m.rope_head_dim)
     bias = latent_bias(f, m)
-    for field in ("head_dim", "qk_head_dim", "num_key_value_heads"):
-        f.get(field, None)
+    f.ignore("head_dim", "qk_head_dim", "num_key_value_heads")
     plain = FeedForward("dense", f.positive("ffn_hidden_size"))
     width = f.positive("expert_ffn_hidden_size")
-    sparse = FeedForward(
-        "moe", experts=f.positive("n_routed_experts"), top_k=f.positive("moe_topk"), expert_intermediate=width
-    )
+    sparse = moe(f, "n_routed_experts", "expert_ffn_hidden_size", "moe_topk")
     router = zero * hidden
     blocks = []
     for _ in range(f.positive("num_layers")):
@@ -296,14 +288,7 @@ def longcat_flash(f: Fields) -> Blueprint:
             Block(m, plain, 2 * hidden, bias),
             Block(feed_forward=sparse, feed_forward_extra=idle, router_extra=router),
         ]
-    return Blueprint(
-        hidden,
-        f.positive("vocab_size"),
-        blocks,
-        f.flag("tie_word_embeddings", False),
-        f.optional("max_position_embeddings"),
-        hidden,
-    )
+    return stack(f, hidden, blocks, tied=False)
 
 
 def latent_dense(f: Fields) -> Blueprint:
@@ -320,8 +305,7 @@ def latent_dense(f: Fields) -> Blueprint:
         rope_head_dim=f.positive("qk_rope_head_dim"),
         nope_head_dim=f.positive("qk_nope_head_dim"),
     )
-    for field in ("head_dim", "num_key_value_heads"):
-        f.get(field, None)
+    f.ignore("head_dim", "num_key_value_heads")
     return decoder(f, mixer=m, mixer_extra=latent_bias(f, m), feed_forward=dense(f, bias=f.flag("mlp_bias", False)))
 
 
@@ -339,7 +323,7 @@ def minimax(f: Fields) -> Blueprint:
         value_heads=full.heads,
         value_dim=full.head_dim,
     )
-    for field in (
+    f.ignore(
         "block_size",
         "full_attn_alpha_factor",
         "full_attn_beta_factor",
@@ -348,8 +332,7 @@ def minimax(f: Fields) -> Blueprint:
         "mlp_alpha_factor",
         "mlp_beta_factor",
         "sliding_window",
-    ):
-        f.get(field, None)
+    )
     sparse = moe(f, "num_local_experts", "intermediate_size")
     return decoder(f, mixer=lambda i: full if kinds[i] == "full_attention" else linear, feed_forward=sparse)
 
@@ -369,8 +352,7 @@ def qwen2_moe(f: Fields) -> Blueprint:
     shared = f.positive("shared_expert_intermediate_size")
     sparse = moe(f, "num_experts", "moe_intermediate_size", shared_intermediate=shared, shared_gate=True)
     layers = f.positive("num_hidden_layers")
-    f.get("max_window_layers", None)
-    f.get("use_sliding_window", None)
+    f.ignore("max_window_layers", "use_sliding_window")
     return mixed(f, Style("qkv_bias"), sparse, [sparse_layer(f, i) for i in range(layers)])
 
 
@@ -380,8 +362,7 @@ def solar_open(f: Fields) -> Blueprint:
 
 def mellum(f: Fields) -> Blueprint:
     sparse = moe(f, "num_experts", "moe_intermediate_size")
-    for field in ("mtp_layer_types", "mtp_mlp_layer_types"):
-        f.get(field, None)
+    f.ignore("mtp_layer_types", "mtp_mlp_layer_types")
     return mixed(f, Style("attention_bias", "attention_bias", qk_norm="head"), sparse, mlp_kinds(f, 0))
 
 

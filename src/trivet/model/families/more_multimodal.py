@@ -12,15 +12,10 @@ from trivet.model.families.experts import qwen3_moe
 from trivet.model.families.mixtures import mlp_kinds
 from trivet.model.families.plain import Style, read_style
 from trivet.model.families.towers import TOWERS, area, encoder_block, linear, qwen3_vl, siglip_bare
-from trivet.model.families.vision_language import language_model, tie, tower
+from trivet.model.families.vision_language import language_model, seeing, tie, tower
 from trivet.model.fields import Fields
 
 Reader = Callable[[Fields], Blueprint]
-
-
-def _ignore(f: Fields, *names: str) -> None:
-    for name in names:
-        f.get(name, None)
 
 
 # --- towers ---------------------------------------------------------------------------------------------------------
@@ -33,7 +28,7 @@ def exaone_tower(f: Fields) -> int:
     )
     heads, kv = f.positive("num_heads"), f.positive("num_key_value_heads")
     merged = hidden * f.positive("spatial_merge_size") ** 2
-    _ignore(f, "fullatt_block_indexes", "window_size", "tokens_per_second")
+    f.ignore("fullatt_block_indexes", "window_size", "tokens_per_second")
     patch = f.positive("in_channels") * f.positive("temporal_patch_size") * f.positive("patch_size") ** 2 * hidden
     qkv = linear(hidden, hidden // heads * (heads + 2 * kv))
     block = qkv + linear(hidden, hidden) + 2 * linear(hidden, width) + linear(width, hidden) + 2 * hidden
@@ -46,7 +41,7 @@ def glm_ocr_tower(f: Fields) -> int:
     )
     bias, merge, in_channels = f.flag("attention_bias"), f.positive("spatial_merge_size"), f.positive("in_channels")
     dim = hidden // f.positive("num_heads")
-    _ignore(f, "image_size")
+    f.ignore("image_size")
     patch = linear(in_channels * f.positive("temporal_patch_size") * f.positive("patch_size") ** 2, hidden)
     mlp = 2 * linear(hidden, width, bias) + linear(width, hidden, bias)
     block = linear(hidden, 3 * hidden, bias) + linear(hidden, hidden, bias) + 2 * dim + mlp + 2 * hidden
@@ -56,7 +51,7 @@ def glm_ocr_tower(f: Fields) -> int:
 
 def minimax_tower(f: Fields) -> int:
     hidden, layers = f.positive("hidden_size"), f.positive("num_hidden_layers")
-    _ignore(f, "image_size", "num_attention_heads", "spatial_merge_size")
+    f.ignore("image_size", "num_attention_heads", "spatial_merge_size")
     patch = f.positive("num_channels") * f.positive("temporal_patch_size") * f.positive("patch_size") ** 2 * hidden
     return patch + 2 * hidden + layers * encoder_block(hidden, f.positive("intermediate_size"))
 
@@ -84,7 +79,7 @@ def omni3_audio(f: Fields) -> int:
 
 def ernie_tower(f: Fields) -> int:
     hidden, depth = f.positive("hidden_size"), f.positive("depth")
-    _ignore(f, "num_heads", "spatial_merge_size", "temporal_merge_size")
+    f.ignore("num_heads", "spatial_merge_size", "temporal_merge_size")
     patch = f.positive("in_channels") * f.positive("patch_size") ** 2 * hidden
     return patch + depth * encoder_block(hidden, f.positive("intermediate_size")) + 2 * hidden
 
@@ -127,9 +122,7 @@ TOWERS.update(
 
 
 def deepseek_vl(f: Fields) -> Blueprint:
-    text, blueprint = language_model(f, "text_config", "llama")
-    vision, size = tower(f, "vision_config", "siglip_vision_model")
-    blueprint.add("vision", size)
+    text, vision, blueprint = seeing(f, "llama", "siglip_vision_model")
     hidden = blueprint.hidden
     blueprint.add("projector", linear(vision.positive("hidden_size"), hidden) + linear(hidden, hidden))
     tie(f, text, blueprint)
@@ -137,9 +130,7 @@ def deepseek_vl(f: Fields) -> Blueprint:
 
 
 def aria(f: Fields) -> Blueprint:
-    text, blueprint = language_model(f, "text_config", "aria_text")
-    vision, size = tower(f, "vision_config", "idefics3_vision")
-    blueprint.add("vision", size)
+    text, vision, blueprint = seeing(f, "aria_text", "idefics3_vision")
     table = f.get("projector_patch_to_query_dict", None) or {1225: 128, 4900: 256}
     queries, width, hidden = max(int(v) for v in table.values()), vision.positive("hidden_size"), blueprint.hidden
     cross = 3 * width * width + linear(width, 3 * width) + 2 * linear(width, width) + 4 * width
@@ -149,25 +140,19 @@ def aria(f: Fields) -> Blueprint:
 
 
 def exaone4_5(f: Fields) -> Blueprint:
-    text, blueprint = language_model(f, "text_config", "exaone4")
-    _, size = tower(f, "vision_config", "exaone4_5_vision")
-    blueprint.add("vision", size)
+    text, _, blueprint = seeing(f, "exaone4", "exaone4_5_vision")
     tie(f, text, blueprint)
     return blueprint
 
 
 def glm_ocr(f: Fields) -> Blueprint:
-    text, blueprint = language_model(f, "text_config", "glm_ocr_text")
-    _, size = tower(f, "vision_config", "glm_ocr_vision")
-    blueprint.add("vision", size)
+    text, _, blueprint = seeing(f, "glm_ocr_text", "glm_ocr_vision")
     tie(f, text, blueprint, forwards=True)
     return blueprint
 
 
 def lighton_ocr(f: Fields) -> Blueprint:
-    text, blueprint = language_model(f, "text_config", "qwen3")
-    vision, size = tower(f, "vision_config", "pixtral")
-    blueprint.add("vision", size)
+    text, vision, blueprint = seeing(f, "qwen3", "pixtral")
     inner, hidden = vision.positive("hidden_size"), blueprint.hidden
     merge = inner * inner * f.positive("spatial_merge_size") ** 2
     blueprint.add("projector", inner + merge + inner * hidden + hidden * hidden)
@@ -176,9 +161,7 @@ def lighton_ocr(f: Fields) -> Blueprint:
 
 
 def paddleocr_vl(f: Fields) -> Blueprint:
-    text, blueprint = language_model(f, "text_config", "paddleocr_vl_text")
-    vision, size = tower(f, "vision_config", "paddleocr_vl_vision")
-    blueprint.add("vision", size)
+    text, vision, blueprint = seeing(f, "paddleocr_vl_text", "paddleocr_vl_vision")
     width = vision.positive("hidden_size")
     merged = width * area(vision.get("spatial_merge_size"))
     blueprint.add("projector", 2 * width + linear(merged, merged) + linear(merged, blueprint.hidden))
@@ -187,9 +170,7 @@ def paddleocr_vl(f: Fields) -> Blueprint:
 
 
 def minimax_m3_vl(f: Fields) -> Blueprint:
-    text, blueprint = language_model(f, "text_config", "minimax_m3_vl_text")
-    vision, size = tower(f, "vision_config", "minimax_m3_vl_vision")
-    blueprint.add("vision", size)
+    text, vision, blueprint = seeing(f, "minimax_m3_vl_text", "minimax_m3_vl_vision")
     hidden, inner = blueprint.hidden, f.positive("projector_hidden_size")
     merged = hidden * vision.positive("spatial_merge_size") ** 2
     first = linear(vision.positive("hidden_size"), inner) + linear(inner, hidden)
@@ -199,14 +180,12 @@ def minimax_m3_vl(f: Fields) -> Blueprint:
 
 
 def vipllava(f: Fields) -> Blueprint:
-    text, blueprint = language_model(f, "text_config", "llama")
-    vision, size = tower(f, "vision_config", "clip_vision_model")
-    blueprint.add("vision", size)
+    text, vision, blueprint = seeing(f, "llama", "clip_vision_model")
     taken = f.raw.get("vision_feature_layers", [-2, -5, -8, -11, 6])
     width = vision.positive("hidden_size") * (len(taken) if isinstance(taken, list) else 1)
     hidden = blueprint.hidden
     blueprint.add("projector", 2 * width + linear(width, hidden) + linear(hidden, hidden))
-    _ignore(f, "vision_feature_layers")
+    f.ignore("vision_feature_layers")
     tie(f, text, blueprint)
     return blueprint
 
@@ -217,15 +196,13 @@ def video_llava(f: Fields) -> Blueprint:
     blueprint.add("vision", 2 * size)  # one tower for images, one for video
     hidden, bias = blueprint.hidden, f.flag("multimodal_projector_bias", True)
     blueprint.add("projector", linear(vision.positive("hidden_size"), hidden, bias) + linear(hidden, hidden, bias))
-    _ignore(f, "video_seq_length")
+    f.ignore("video_seq_length")
     tie(f, text, blueprint)
     return blueprint
 
 
 def got_ocr2(f: Fields) -> Blueprint:
-    text, blueprint = language_model(f, "text_config", "qwen2")
-    vision, size = tower(f, "vision_config", "got_ocr2_vision")
-    blueprint.add("vision", size)
+    text, vision, blueprint = seeing(f, "qwen2", "got_ocr2_vision")
     out, hidden = vision.positive("output_channels"), blueprint.hidden
     blueprint.add("projector", 9 * out * 2 * out + 9 * 2 * out * hidden + linear(hidden, hidden))
     tie(f, text, blueprint)
@@ -240,7 +217,7 @@ def omni_thinker(f: Fields) -> Blueprint:
     for part in ("vision", "audio"):
         _, size = tower(f, f"{part}_config", f"{base}_{part}_encoder")
         blueprint.add(part, size)
-    _ignore(f, "position_id_per_seconds", "seconds_per_chunk", "user_token_id")
+    f.ignore("position_id_per_seconds", "seconds_per_chunk", "user_token_id")
     tie(f, text, blueprint)
     return blueprint
 
@@ -261,7 +238,7 @@ def ernie4_5_vl_text(f: Fields) -> Blueprint:
     )
     plain = dense(f, bias=bias)
     image = experts * 3 * hidden * widths[1]
-    f.get("moe_norm_min", None)
+    f.ignore("moe_norm_min")
     blueprint = decoder(
         f,
         mixer=attention(f),
@@ -273,9 +250,7 @@ def ernie4_5_vl_text(f: Fields) -> Blueprint:
 
 
 def ernie4_5_vl_moe(f: Fields) -> Blueprint:
-    text, blueprint = language_model(f, "text_config", "ernie4_5_vl_moe_text")
-    vision, size = tower(f, "vision_config", "ernie4_5_vl_moe_vision")
-    blueprint.add("vision", size)
+    text, vision, blueprint = seeing(f, "ernie4_5_vl_moe_text", "ernie4_5_vl_moe_vision")
     merged = vision.positive("hidden_size") * vision.positive("spatial_merge_size") ** 2
     joined = merged * vision.positive("temporal_merge_size")
     spatial = 2 * linear(merged, merged) + 2 * merged
@@ -289,8 +264,7 @@ def fuyu(f: Fields) -> Blueprint:
     text, blueprint = language_model(f, "text_config", "persimmon")
     patch = f.positive("num_channels") * f.positive("patch_size") ** 2
     blueprint.add("projector", linear(patch, blueprint.hidden))
-    _ignore(
-        f,
+    f.ignore(
         "image_size",
         "hidden_size",
         "intermediate_size",

@@ -17,8 +17,7 @@ def text_only(name: str, reader: Reader) -> Reader:
     """A composite config of which the text model alone is counted, as its published count is."""
 
     def read(f: Fields) -> Blueprint:
-        for field in ("vision_config", "audio_config"):
-            f.get(field, None)
+        f.ignore("vision_config", "audio_config")
         text = f.sub("text_config", name)
         if f.given("tie_word_embeddings"):
             f.get("tie_word_embeddings")
@@ -61,8 +60,7 @@ def kimi_k25(f: Fields) -> Blueprint:
     width = f.optional("projection_hidden_size") or vision.positive("mm_hidden_size")
     blueprint.add("projector", 2 * width + towers.linear(inner, inner) + towers.linear(inner, blueprint.hidden))
     _tied(f, blueprint)
-    for field in ("use_unified_vision_chunk", "video_placeholder", "ignore_index"):
-        f.get(field, None)
+    f.ignore("use_unified_vision_chunk", "video_placeholder", "ignore_index")
     return blueprint
 
 

@@ -88,8 +88,7 @@ def read_style(
     if kind == "head":
         base = replace(base, qk_norm=True)
     extra = 0 if kind == "head" else qk_norm_size(kind, base)
-    for field in (*style.ignored, "sliding_window_pattern"):
-        f.get(field, None)
+    f.ignore(*style.ignored, "sliding_window_pattern")
     layers = f.positive("num_hidden_layers")
     width = f.optional("sliding_window")
     rule = style.window
@@ -142,6 +141,19 @@ _GPT = Style(
     kv_heads=-1,
     head_dim_from_hidden=True,
 )
+_GPTJ = Style(
+    False,
+    False,
+    True,
+    gated=False,
+    norm="layer",
+    norms=1,
+    head_bias=True,
+    intermediate="n_inner",
+    intermediate_times=4,
+    kv_heads=-1,
+    head_dim_from_hidden=True,
+)
 STYLES: dict[str, Style] = {
     "ministral": Style(window=_always),
     "ministral3": Style(),
@@ -176,32 +188,8 @@ STYLES: dict[str, Style] = {
         kv_heads=-1,
         head_dim_from_hidden=True,
     ),
-    "gptj": Style(
-        False,
-        False,
-        True,
-        gated=False,
-        norm="layer",
-        norms=1,
-        head_bias=True,
-        intermediate="n_inner",
-        intermediate_times=4,
-        kv_heads=-1,
-        head_dim_from_hidden=True,
-    ),
-    "codegen": Style(
-        False,
-        False,
-        True,
-        gated=False,
-        norm="layer",
-        norms=1,
-        head_bias=True,
-        intermediate="n_inner",
-        intermediate_times=4,
-        kv_heads=-1,
-        head_dim_from_hidden=True,
-    ),
+    "gptj": _GPTJ,
+    "codegen": _GPTJ,
     "stablelm": Style("use_qkv_bias", norm="layer"),
     "starcoder2": Style("use_bias", "use_bias", "use_bias", gated=False, norm="layer"),
     "cohere": Style("attention_bias", "attention_bias", norms=1, qk_norm="each", qk_norm_field="use_qk_norm"),
@@ -234,20 +222,8 @@ STYLES: dict[str, Style] = {
     "cwm": Style(),
     "jais2": Style("attention_bias", "attention_bias", "mlp_bias", gated=False, norm="layer"),
     "hyperclovax": _LLAMA,
-    "xglm": Style(
-        True, True, True, gated=False, norm="layer", intermediate="ffn_dim", kv_heads=-1, head_dim_from_hidden=True
-    ),
-    "biogpt": Style(
-        True,
-        True,
-        True,
-        gated=False,
-        norm="layer",
-        positions="max_position_embeddings",
-        position_offset=2,
-        kv_heads=-1,
-        head_dim_from_hidden=True,
-    ),
+    "xglm": replace(_GPT, positions="", intermediate="ffn_dim", intermediate_times=0),
+    "biogpt": replace(_GPT, position_offset=2, intermediate_times=0),
     "internlm3": Style("qkv_bias", "bias", "bias"),
     "iquestcoder": _LLAMA,
     "nanochat": Style("attention_bias", "attention_bias", gated=False, norm="none"),

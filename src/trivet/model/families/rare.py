@@ -8,18 +8,14 @@ from dataclasses import replace
 
 from trivet.errors import TrivetError
 from trivet.model.architecture import FeedForward, Mixer
-from trivet.model.blueprint import NONE, Block, Blueprint, attention, decoder, layer_types
+from trivet.model.blueprint import NONE, Block, Blueprint, attention, decoder, layer_types, stack
+from trivet.model.families.experts import moe
 from trivet.model.families.plain import Style, read_style
 from trivet.model.families.towers import area, encoder_block, linear
 from trivet.model.families.vision_language import language_model
 from trivet.model.fields import Fields
 
 Reader = Callable[[Fields], Blueprint]
-
-
-def _ignore(f: Fields, *names: str) -> None:
-    for name in names:
-        f.get(name, None)
 
 
 def zamba(f: Fields) -> Blueprint:
@@ -52,7 +48,7 @@ def zamba(f: Fields) -> Blueprint:
     held = inner * (rank + 2 * state) + ssm_heads * (inner // ssm_heads) * rank
     full = Mixer("attention", heads, kv, dim)
     wider = (width - hidden) * dim * (heads + 2 * kv)
-    _ignore(f, "hidden_mamba_act")
+    f.ignore("hidden_mamba_act")
     blocks, used = [], False
     for kind in kinds[:layers]:
         if kind == "hybrid":
@@ -60,14 +56,8 @@ def zamba(f: Fields) -> Blueprint:
             blocks.append(Block(full, ff, width + hidden, wider, other=hidden * hidden, shared=used))
             used = True
         blocks.append(Block(scan, NONE, hidden, held - described + bias))
-    return Blueprint(
-        hidden,
-        f.positive("vocab_size"),
-        blocks,
-        f.flag("tie_word_embeddings", True),
-        f.optional("max_position_embeddings"),
-        hidden,
-        notes=["operators of the shared attention read one width of hidden, not two"],
+    return stack(
+        f, hidden, blocks, tied=True, notes=["operators of the shared attention read one width of hidden, not two"]
     )
 
 
@@ -84,12 +74,7 @@ def zaya(f: Fields) -> Blueprint:
     f.expect("attention_bias", False)
     f.expect("lm_head_bias", False)
     gate = linear(hidden, router) + router + 2 * linear(router, router) + router * (experts + 1)
-    sparse = FeedForward(
-        "moe",
-        experts=experts,
-        top_k=f.positive("num_experts_per_tok"),
-        expert_intermediate=f.positive("moe_intermediate_size"),
-    )
+    sparse = moe(f, "num_experts", "moe_intermediate_size")
     blueprint = decoder(
         f,
         mixer=lambda i: replace(base, qkv_bias=bias, window=window if "sliding" in kinds[i] else 0),
@@ -134,16 +119,15 @@ def inkling_text(f: Fields) -> Blueprint:
     )
     shared = f.positive("n_shared_experts")
     f.expect("shared_expert_sink", True)
-    sparse = FeedForward(
-        "moe",
-        experts=f.positive("n_routed_experts"),
-        top_k=f.positive("num_experts_per_tok"),
+    sparse = moe(
+        f,
+        "n_routed_experts",
+        "moe_intermediate_size",
         expert_intermediate=expert_width,
         shared_intermediate=shared * expert_width,
     )
     plain = FeedForward("dense", dense_width)
-    _ignore(
-        f,
+    f.ignore(
         "unpadded_vocab_size",
         "log_scaling_n_floor",
         "logits_mup_width_multiplier",
@@ -248,7 +232,7 @@ def blip2(f: Fields) -> Blueprint:
     blueprint.add("projector", f.positive("num_query_tokens") * hidden + total + linear(hidden, blueprint.hidden))
     for child in (vision, q):
         child.read.update(child.raw)
-    _ignore(f, "image_text_hidden_size", "use_decoder_only_language_model", "tie_word_embeddings", "num_query_tokens")
+    f.ignore("image_text_hidden_size", "use_decoder_only_language_model", "tie_word_embeddings", "num_query_tokens")
     return blueprint
 
 

@@ -6,16 +6,11 @@ from dataclasses import replace
 
 from trivet.errors import TrivetError
 from trivet.model.architecture import FeedForward, Mixer
-from trivet.model.blueprint import Block, Blueprint, attention, decoder, dense, layer_types
+from trivet.model.blueprint import Block, Blueprint, attention, decoder, dense, layer_types, stack
 from trivet.model.families.experts import moe
 from trivet.model.families.latent import latent_bias, latent_mixer
 from trivet.model.families.mixtures import mlp_kinds
 from trivet.model.fields import Fields
-
-
-def _ignore(f: Fields, *names: str) -> None:
-    for name in names:
-        f.get(name, None)
 
 
 def recurrent_gemma(f: Fields) -> Blueprint:
@@ -36,8 +31,7 @@ def recurrent_gemma(f: Fields) -> Blueprint:
     full = attention(
         f, qkv_bias=bias, out_bias=True, head_dim=hidden // heads, window=f.optional("attention_window_size")
     )
-    _ignore(
-        f,
+    f.ignore(
         "logits_soft_cap",
         "w_init_variance_scale",
         "block_types",
@@ -70,7 +64,7 @@ def lfm2(f: Fields) -> Blueprint:
     """LFM2: gated short convolutions with attention in some layers."""
     mixers, extras = _lfm2_mixers(f)
     width = f.optional("block_ff_dim") or f.positive("intermediate_size")
-    f.get("intermediate_size", None)
+    f.ignore("intermediate_size")
     if f.flag("block_auto_adjust_ff_dim"):
         width = int(2 * width / 3)
         factor, multiple = f.get("block_ffn_dim_multiplier"), f.positive("block_multiple_of")
@@ -78,10 +72,9 @@ def lfm2(f: Fields) -> Blueprint:
             width = int(factor * width)
             width = multiple * ((width + multiple - 1) // multiple)
     else:
-        _ignore(f, "block_ffn_dim_multiplier", "block_multiple_of")
+        f.ignore("block_ffn_dim_multiplier", "block_multiple_of")
     tied = f.flag("tie_embedding", f.flag("tie_word_embeddings", True))
-    _ignore(
-        f,
+    f.ignore(
         "block_dim",
         "conv_dim",
         "conv_dim_out",
@@ -107,7 +100,7 @@ def lfm2_moe(f: Fields) -> Blueprint:
     mixers, extras = _lfm2_mixers(f)
     first = f.whole("num_dense_layers")
     sparse, plain = moe(f, "num_experts", "moe_intermediate_size"), dense(f)
-    _ignore(f, "use_expert_bias")
+    f.ignore("use_expert_bias")
     tied = f.flag("tie_embedding", f.flag("tie_word_embeddings", True))
     return decoder(
         f,
@@ -134,18 +127,11 @@ def kimi_linear(f: Fields) -> Blueprint:
     )
     full = latent_mixer(f)
     where = mlp_kinds(f, f.whole("first_k_dense_replace", 1))
-    width = f.positive("moe_intermediate_size")
-    sparse = FeedForward(
-        "moe",
-        experts=f.positive("num_local_experts"),
-        top_k=f.positive("num_experts_per_tok"),
-        expert_intermediate=width,
-        shared_intermediate=width * f.optional("n_shared_experts"),
-    )
+    shared = f.positive("moe_intermediate_size") * f.optional("n_shared_experts")
+    sparse = moe(f, "num_local_experts", "moe_intermediate_size", shared_intermediate=shared)
     plain = dense(f)
     bias = latent_bias(f, full)
-    _ignore(
-        f,
+    f.ignore(
         "num_key_value_heads",
         "head_dim",
         "moe_layer_freq",
@@ -183,16 +169,10 @@ def bailing_hybrid(f: Fields) -> Blueprint:
     correction = 2 * inner * hidden - 2 * dim * hidden - 2 * dim * inner
     full = latent_mixer(f)
     where = mlp_kinds(f, f.whole("first_k_dense_replace"))
-    width = f.positive("moe_intermediate_size")
-    sparse = FeedForward(
-        "moe",
-        experts=f.positive("num_local_experts"),
-        top_k=f.positive("num_experts_per_tok"),
-        expert_intermediate=width,
-        shared_intermediate=width * f.optional("n_shared_experts"),
-    )
+    shared = f.positive("moe_intermediate_size") * f.optional("n_shared_experts")
+    sparse = moe(f, "num_local_experts", "moe_intermediate_size", shared_intermediate=shared)
     plain, bias = dense(f), latent_bias(f, full)
-    _ignore(f, "num_key_value_heads", "kda_lower_bound", "kda_safe_gate", "tie_word_embeddings")
+    f.ignore("num_key_value_heads", "kda_lower_bound", "kda_safe_gate", "tie_word_embeddings")
     blueprint = decoder(
         f,
         mixer=lambda i: full if kinds[i] == "full_attention" else scan,
@@ -223,8 +203,7 @@ def olmo_hybrid(f: Fields) -> Blueprint:
     )
     full = attention(f, qkv_bias=bias, out_bias=bias)
     norms = (full.heads + full.kv_heads) * full.head_dim
-    _ignore(
-        f,
+    f.ignore(
         "linear_a_log_max",
         "linear_a_log_min",
         "linear_allow_neg_eigval",
@@ -257,7 +236,7 @@ def gemma3n_text(f: Fields) -> Blueprint:
     base = attention(f, qkv_bias=bias, out_bias=bias, qk_norm=True)
     widths = f.get("intermediate_size")
     widths = list(widths) if isinstance(widths, list) else [f.positive("intermediate_size")] * layers
-    _ignore(f, "activation_sparsity_pattern", "altup_coef_clip", "altup_correct_scale", "altup_active_idx")
+    f.ignore("activation_sparsity_pattern", "altup_coef_clip", "altup_correct_scale", "altup_active_idx")
     altup = hidden + streams * streams + streams**3 + streams * hidden + hidden
     side = 2 * rank * hidden + hidden + 2 * per_layer * hidden + hidden
     blocks = [
@@ -269,14 +248,7 @@ def gemma3n_text(f: Fields) -> Blueprint:
         )
         for i in range(layers)
     ]
-    blueprint = Blueprint(
-        hidden,
-        f.positive("vocab_size"),
-        blocks,
-        f.flag("tie_word_embeddings", True),
-        f.optional("max_position_embeddings"),
-        hidden,
-    )
+    blueprint = stack(f, hidden, blocks, tied=True)
     table = f.positive("vocab_size_per_layer_input") * layers * per_layer
     blueprint.add("layer_embedding", table + hidden * layers * per_layer + per_layer)
     blueprint.add("other", 2 * (streams - 1) * hidden * hidden)

@@ -6,7 +6,18 @@ from dataclasses import replace
 
 from trivet.errors import TrivetError, Unsupported
 from trivet.model.architecture import FeedForward, Mixer
-from trivet.model.blueprint import NO_MIXER, NONE, Block, Blueprint, attention, decoder, dense, layer_types, windows
+from trivet.model.blueprint import (
+    NO_MIXER,
+    NONE,
+    Block,
+    Blueprint,
+    attention,
+    decoder,
+    dense,
+    layer_types,
+    stack,
+    windows,
+)
 from trivet.model.families import towers
 from trivet.model.families.experts import moe
 from trivet.model.fields import Fields
@@ -46,8 +57,7 @@ def deepseek_v4(f: Fields) -> Blueprint:
     f.expect("mlp_bias", False)
     f.expect("num_key_value_heads", 1)
     f.expect("n_shared_experts", 1)
-    for field in ("num_hash_layers", "mlp_layer_types", "qk_rope_head_dim", "compress_rope_theta", "expert_dtype"):
-        f.get(field, None)
+    f.ignore("num_hash_layers", "mlp_layer_types", "qk_rope_head_dim", "compress_rope_theta", "expert_dtype")
     hyper = (2 + streams) * streams * (streams * hidden + 1) + 3
     base = Mixer(
         "compressed", heads, 1, dim, window=window, sinks=True, q_lora_rank=q_rank, o_lora_rank=o_rank, o_groups=groups
@@ -115,8 +125,7 @@ def gemma4_text(f: Fields) -> Blueprint:
             ff = FeedForward("dense", columns)
         other = 2 * hidden * per_layer + hidden if per_layer else 0
         blocks.append(Block(mixer, ff, norms, extra, router_extra=router, other=other))
-    for field in ("num_experts", "moe_intermediate_size", "top_k_experts"):
-        f.get(field, None)
+    f.ignore("num_experts", "moe_intermediate_size", "top_k_experts")
     blueprint = Blueprint(
         hidden, vocab, blocks, f.flag("tie_word_embeddings", True), f.optional("max_position_embeddings"), hidden
     )
@@ -145,8 +154,7 @@ def mimo_v2_flash(f: Fields) -> Blueprint:
         window=f.optional("sliding_window"),
         sinks=f.flag("add_swa_attention_sink_bias", True),
     )
-    for field in ("sliding_window_size", "attention_chunk_size", "intermediate_size"):
-        f.get(field, None)
+    f.ignore("sliding_window_size", "attention_chunk_size", "intermediate_size")
     f.expect("n_shared_experts", None)
     frequency, kinds = f.many("moe_layer_freq"), f.many("mlp_layer_types")
     sparse_at = [bool(x) for x in frequency] or (
@@ -170,8 +178,7 @@ def step_text(f: Fields) -> Blueprint:
     other = f.get("attention_other_setting", None) or {}
     sliding_heads = f.optional("num_sliding_attention_heads") or other.get("num_attention_heads") or base.heads
     f.get("per_layer_config", None)  # repeats num_sliding_attention_heads
-    for field in ("mtp_layer_types", "mtp_mlp_layer_types", "swiglu_limits", "swiglu_limits_shared"):
-        f.get(field, None)
+    f.ignore("mtp_layer_types", "mtp_mlp_layer_types", "swiglu_limits", "swiglu_limits_shared")
     mlp_bias = f.flag("mlp_bias", False)
     first = f.whole("first_k_dense_replace", 3)
     kinds = f.many("mlp_layer_types")
@@ -239,7 +246,7 @@ def minimax_m3(f: Fields) -> Blueprint:
         "index_block_size": "sparse_block_size",
     }
     index = {own: int(raw_sparse[hub]) if hub in raw_sparse else f.positive(own) for own, hub in names.items()}
-    f.get("index_local_blocks", None)
+    f.ignore("index_local_blocks")
     kinds = [str(k) for k in f.many("layer_types")] or [
         "minimax_m3_sparse" if x else "full_attention" for x in raw_sparse.get("sparse_attention_freq", [])
     ]
@@ -263,8 +270,7 @@ def minimax_m3(f: Fields) -> Blueprint:
         f, "num_local_experts", "intermediate_size", shared_intermediate=f.positive("shared_intermediate_size")
     )
     plain = FeedForward("dense", f.positive("dense_intermediate_size"))
-    for field in ("first_k_dense_replace", "moe_intermediate_size", "n_shared_experts", "num_mtp_modules"):
-        f.get(field, None)
+    f.ignore("first_k_dense_replace", "moe_intermediate_size", "n_shared_experts", "num_mtp_modules")
     blueprint = decoder(
         f,
         mixer=lambda i: chosen if kinds[i] == "minimax_m3_sparse" else base,
@@ -278,8 +284,7 @@ def minimax_m3(f: Fields) -> Blueprint:
 def nemotron_nas(f: Fields) -> Blueprint:
     """Llama-Nemotron (DeciLM): each block with its own key-value heads and feed-forward width, or without one of them."""
     hidden, heads = f.positive("hidden_size"), f.positive("num_attention_heads")
-    for field in ("intermediate_size", "num_key_value_heads", "num_hidden_layers"):
-        f.get(field, None)
+    f.ignore("intermediate_size", "num_key_value_heads", "num_hidden_layers")
     f.expect("attention_bias", False)
     f.expect("mlp_bias", False)
     blocks = []
@@ -306,14 +311,7 @@ def nemotron_nas(f: Fields) -> Blueprint:
             raw_width = int(2 * float(ff_config["ffn_mult"]) * hidden / 3)
             ff, norms = FeedForward("dense", -(-raw_width // 256) * 256), norms + hidden
         blocks.append(Block(mixer, ff, norms))
-    return Blueprint(
-        hidden,
-        f.positive("vocab_size"),
-        blocks,
-        f.flag("tie_word_embeddings", False),
-        f.optional("max_position_embeddings"),
-        hidden,
-    )
+    return stack(f, hidden, blocks, tied=False)
 
 
 FAMILIES = {

@@ -5,15 +5,10 @@ from __future__ import annotations
 import math
 
 from trivet.model.architecture import FeedForward, Mixer
-from trivet.model.blueprint import NONE, Block, Blueprint, attention, decoder, dense, layer_types
+from trivet.model.blueprint import NONE, Block, Blueprint, attention, decoder, dense, layer_types, stack
 from trivet.model.families.experts import moe
 from trivet.model.families.hybrid import mamba2_bias
 from trivet.model.fields import Fields
-
-
-def _ignore(f: Fields, *names: str) -> None:
-    for name in names:
-        f.get(name, None)
 
 
 def _rank(value: object, hidden: int) -> int:
@@ -41,7 +36,7 @@ def mamba(f: Fields) -> Blueprint:
         f.positive("conv_kernel"),
         _rank(f.get("time_step_rank"), hidden),
     )
-    _ignore(f, "intermediate_size", "time_step_init_scheme", "time_step_scale", "use_associative_scan", "use_mambapy")
+    f.ignore("intermediate_size", "time_step_init_scheme", "time_step_scale", "use_associative_scan", "use_mambapy")
     extra = mamba1_bias(hidden, m, f.flag("use_bias"), f.flag("use_conv_bias"))
     return decoder(f, mixer=m, feed_forward=NONE, norms=1, mixer_extra=extra)
 
@@ -60,7 +55,7 @@ def mamba2_model(f: Fields) -> Blueprint:
     inner = int(f.get("expand") * f.positive("hidden_size"))
     if inner != m.value_heads * m.value_dim:
         f.expect("expand", m.value_heads * m.value_dim / f.positive("hidden_size"))
-    _ignore(f, "time_step_rank")
+    f.ignore("time_step_rank")
     extra = mamba2_bias(f, m, f.flag("use_bias"), f.flag("use_conv_bias"))
     return decoder(f, mixer=m, feed_forward=NONE, norms=1, mixer_extra=extra)
 
@@ -83,7 +78,7 @@ def _mamba2_of(f: Fields, inner: int) -> tuple[Mixer, int]:
         state_groups=groups,
         conv_width=f.positive("mamba_d_conv"),
     )
-    _ignore(f, "mamba_chunk_size", "mamba_expand")
+    f.ignore("mamba_chunk_size", "mamba_expand")
     return m, mamba2_bias(f, m, f.flag("mamba_proj_bias"), f.flag("mamba_conv_bias"))
 
 
@@ -113,8 +108,8 @@ def granitemoehybrid(f: Fields) -> Blueprint:
         ff = moe(f, "num_local_experts", "intermediate_size", shared_intermediate=shared)
     else:
         ff = FeedForward("dense", shared)
-        _ignore(f, "intermediate_size", "num_experts_per_tok")
-    _ignore(f, "position_embedding_type")
+        f.ignore("intermediate_size", "num_experts_per_tok")
+    f.ignore("position_embedding_type")
     where = [kind in ("attention", "full_attention") for kind in kinds]
     return decoder(
         f,
@@ -134,8 +129,7 @@ def falcon_h1(f: Fields) -> Blueprint:
     bias = f.flag("attention_bias")
     full = attention(f, qkv_bias=bias, out_bias=bias)
     ff = dense(f, bias=f.flag("mlp_bias"))
-    _ignore(
-        f,
+    f.ignore(
         "projectors_bias",
         "mamba_norm_before_gate",
         "lm_head_multiplier",
@@ -150,15 +144,7 @@ def falcon_h1(f: Fields) -> Blueprint:
     # The output product's bias has a switch of its own.
     extra += (hidden if f.flag("projectors_bias") else 0) - (hidden if f.flag("mamba_proj_bias") else 0)
     blocks = [Block(scan, NONE, 0, extra), Block(full, ff, 2 * hidden)] * layers
-    return Blueprint(
-        hidden,
-        f.positive("vocab_size"),
-        blocks,
-        f.flag("tie_word_embeddings", False),
-        f.optional("max_position_embeddings"),
-        hidden,
-        notes=["attention and state space run side by side in a block"],
-    )
+    return stack(f, hidden, blocks, tied=False, notes=["attention and state space run side by side in a block"])
 
 
 def jamba(f: Fields) -> Blueprint:
@@ -176,7 +162,7 @@ def jamba(f: Fields) -> Blueprint:
     full, plain = attention(f), dense(f)
     experts = f.whole("num_experts")
     sparse = moe(f, "num_experts", "intermediate_size") if experts > 1 else plain
-    _ignore(f, "use_associative_scan", "use_mambapy", "num_experts_per_tok", "layers_block_type", "layer_types")
+    f.ignore("use_associative_scan", "use_mambapy", "num_experts_per_tok", "layers_block_type", "layer_types")
     return decoder(
         f,
         mixer=lambda i: full if i % period == offset else m,
@@ -216,8 +202,7 @@ def zamba2(f: Fields) -> Blueprint:
     adapter = rank * (hidden + 2 * width)
     if f.flag("use_shared_attention_adapter"):
         adapter += 3 * 2 * rank * 2 * hidden
-    _ignore(
-        f,
+    f.ignore(
         "use_long_context",
         "use_mem_eff_path",
         "attention_head_dim",
@@ -239,14 +224,8 @@ def zamba2(f: Fields) -> Blueprint:
             other = hidden * hidden + adapter
             blocks.append(Block(full, FeedForward("dense", width), 3 * hidden, wider, other=other, shared=shared))
         blocks.append(Block(scan, NONE, hidden, scan_extra))
-    return Blueprint(
-        hidden,
-        f.positive("vocab_size"),
-        blocks,
-        f.flag("tie_word_embeddings", True),
-        f.optional("max_position_embeddings"),
-        hidden,
-        notes=["operators of the shared attention read one width of hidden, not two"],
+    return stack(
+        f, hidden, blocks, tied=True, notes=["operators of the shared attention read one width of hidden, not two"]
     )
 
 

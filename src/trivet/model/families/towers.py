@@ -35,7 +35,7 @@ def qwen3_vl(f: Fields) -> int:
     out = f.positive("out_hidden_size")
     heads = linear(merged, merged) + linear(merged, out)
     deep = len(f.many("deepstack_visual_indexes"))
-    f.get("num_heads", None)
+    f.ignore("num_heads")
     return (
         linear(patch, hidden)
         + f.positive("num_position_embeddings") * hidden
@@ -53,15 +53,14 @@ def gemma4_vision(f: Fields) -> int:
         f.positive("num_attention_heads"),
     )
     dim, kv, width = f.positive("head_dim"), f.positive("num_key_value_heads"), f.positive("intermediate_size")
-    for field in (
+    f.ignore(
         "standardize",
         "use_clipped_linears",
         "pooling_kernel_size",
         "max_position_embeddings",
         "attention_bias",
         "global_head_dim",
-    ):
-        f.get(field, None)
+    )
     block = 2 * hidden * dim * (heads + kv) + 3 * hidden * width + 4 * hidden + 2 * dim
     return (
         3 * f.positive("patch_size") ** 2 * hidden + 2 * f.positive("position_embedding_size") * hidden + layers * block
@@ -118,7 +117,7 @@ def clip(f: Fields) -> int:
     """CLIP: class embedding, position table, norms before and after."""
     hidden, layers = f.positive("hidden_size"), f.positive("num_hidden_layers")
     positions = (f.positive("image_size") // f.positive("patch_size")) ** 2 + 1
-    _ignore(f, "projection_dim", "num_attention_heads", "vocab_size")
+    f.ignore("projection_dim", "num_attention_heads", "vocab_size")
     patch = f.positive("num_channels") * f.positive("patch_size") ** 2 * hidden
     return (
         hidden
@@ -144,7 +143,7 @@ def _pooling_head(hidden: int, width: int) -> int:
 def siglip(f: Fields) -> int:
     hidden, layers, width = f.positive("hidden_size"), f.positive("num_hidden_layers"), f.positive("intermediate_size")
     positions = (f.positive("image_size") // f.positive("patch_size")) ** 2
-    _ignore(f, "num_attention_heads", "projection_dim", "num_image_tokens", "projector_hidden_act", "num_positions")
+    f.ignore("num_attention_heads", "projection_dim", "num_image_tokens", "projector_hidden_act", "num_positions")
     patch = linear(f.positive("num_channels") * f.positive("patch_size") ** 2, hidden)
     head = _pooling_head(hidden, width) if f.flag("vision_use_head", True) else 0
     return patch + positions * hidden + layers * encoder_block(hidden, width) + 2 * hidden + head
@@ -152,7 +151,7 @@ def siglip(f: Fields) -> int:
 
 def siglip2(f: Fields) -> int:
     hidden, layers, width = f.positive("hidden_size"), f.positive("num_hidden_layers"), f.positive("intermediate_size")
-    _ignore(f, "num_attention_heads")
+    f.ignore("num_attention_heads")
     patch = linear(f.positive("num_channels") * f.positive("patch_size") ** 2, hidden)
     head = _pooling_head(hidden, width) if f.flag("vision_use_head", True) else 0
     return patch + f.positive("num_patches") * hidden + layers * encoder_block(hidden, width) + 2 * hidden + head
@@ -162,14 +161,14 @@ def siglip_bare(f: Fields) -> int:
     """Idefics2/3 and SmolVLM: SigLIP without a pooling head, positions by patch."""
     hidden, layers, width = f.positive("hidden_size"), f.positive("num_hidden_layers"), f.positive("intermediate_size")
     positions = (f.positive("image_size") // f.positive("patch_size")) ** 2
-    _ignore(f, "num_attention_heads", "max_image_size", "size", "use_base_siglip", "tie_word_embeddings")
+    f.ignore("num_attention_heads", "max_image_size", "size", "use_base_siglip", "tie_word_embeddings")
     patch = linear(f.positive("num_channels") * f.positive("patch_size") ** 2, hidden)
     return patch + positions * hidden + layers * encoder_block(hidden, width) + 2 * hidden
 
 
 def pixtral(f: Fields) -> int:
     hidden, layers, width = f.positive("hidden_size"), f.positive("num_hidden_layers"), f.positive("intermediate_size")
-    _ignore(f, "image_size", "num_attention_heads", "head_dim")
+    f.ignore("image_size", "num_attention_heads", "head_dim")
     patch = f.positive("num_channels") * f.positive("patch_size") ** 2 * hidden
     return patch + hidden + layers * (4 * hidden * hidden + 3 * hidden * width + 2 * hidden)
 
@@ -179,7 +178,7 @@ def qwen2_vl(f: Fields) -> int:
     inner = int(width * f.get("mlp_ratio"))
     merged = width * f.positive("spatial_merge_size") ** 2
     channels = f.positive("in_channels") if "in_chans" not in f.raw else f.positive("in_channels", 3)
-    _ignore(f, "num_heads", "in_chans", "spatial_patch_size")
+    f.ignore("num_heads", "in_chans", "spatial_patch_size")
     patch = channels * f.positive("temporal_patch_size") * f.positive("patch_size") ** 2 * width
     return patch + depth * encoder_block(width, inner) + 2 * width + linear(merged, merged) + linear(merged, out)
 
@@ -189,9 +188,7 @@ def qwen2_5_vl(f: Fields) -> int:
         f.positive(n) for n in ("hidden_size", "depth", "intermediate_size", "out_hidden_size")
     )
     merged = hidden * f.positive("spatial_merge_size") ** 2
-    _ignore(
-        f, "num_heads", "fullatt_block_indexes", "tokens_per_second", "window_size", "in_chans", "spatial_patch_size"
-    )
+    f.ignore("num_heads", "fullatt_block_indexes", "tokens_per_second", "window_size", "in_chans", "spatial_patch_size")
     patch = f.positive("in_channels") * f.positive("temporal_patch_size") * f.positive("patch_size") ** 2 * hidden
     mlp = 2 * linear(hidden, width) + linear(width, hidden)
     block = 4 * linear(hidden, hidden) + mlp + 2 * hidden
@@ -204,7 +201,7 @@ def internvl(f: Fields) -> int:
     positions = (area(image) // area(patch) + 1) * hidden if f.flag("use_absolute_position_embeddings", True) else 0
     bias = f.flag("attention_bias", False)
     norm = 2 * hidden if f.expect("norm_type", "layer_norm", "rms_norm") == "layer_norm" else hidden
-    _ignore(f, "num_attention_heads", "layer_scale_init_value")
+    f.ignore("num_attention_heads", "layer_scale_init_value")
     attention = (
         3 * linear(hidden, hidden, bias) + linear(hidden, hidden) + (2 * hidden if f.flag("use_qk_norm", False) else 0)
     )
@@ -224,7 +221,7 @@ def glm4v(f: Fields) -> int:
         f.positive("patch_size"),
     )
     positions = (f.positive("image_size") // patch_size) ** 2
-    _ignore(f, "num_heads")
+    f.ignore("num_heads")
     patch = linear(f.positive("in_channels") * f.positive("temporal_patch_size") * patch_size**2, hidden)
     block = linear(hidden, 3 * hidden, bias) + hidden * hidden + 3 * hidden * out + 2 * hidden
     merger = out * out + 2 * out + 3 * out * width
@@ -236,7 +233,7 @@ def mllama(f: Fields) -> int:
     hidden, width, tiles = f.positive("hidden_size"), f.positive("intermediate_size"), f.positive("max_num_tiles")
     positions = (f.positive("image_size") // f.positive("patch_size")) ** 2 + 1
     ratios = len(f.many("supported_aspect_ratios") or range(8)) + 1
-    _ignore(f, "attention_heads", "intermediate_layers_indices", "vision_output_dim", "max_aspect_ratio_id")
+    f.ignore("attention_heads", "intermediate_layers_indices", "vision_output_dim", "max_aspect_ratio_id")
     block = 4 * hidden * hidden + linear(hidden, width) + linear(width, hidden) + 4 * hidden
     tables = 1 + positions * hidden + ratios * tiles * positions * hidden + 2 * (1 + ratios * tiles * hidden)
     patch = f.positive("num_channels") * f.positive("patch_size") ** 2 * hidden
@@ -262,11 +259,6 @@ def whisper_encoder(f: Fields) -> int:
     convolutions = linear(3 * bins, hidden) + linear(3 * hidden, hidden)
     block = 3 * linear(hidden, hidden) + hidden * hidden + linear(hidden, width) + linear(width, hidden) + 4 * hidden
     return convolutions + positions * hidden + layers * block + 2 * hidden
-
-
-def _ignore(f: Fields, *names: str) -> None:
-    for name in names:
-        f.get(name, None)
 
 
 TOWERS = {

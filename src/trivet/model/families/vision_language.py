@@ -45,16 +45,21 @@ def tower(f: Fields, field: str, default: str, *, only: bool = False) -> tuple[F
     return child, TOWERS[child.model_type](child)
 
 
+def seeing(
+    f: Fields, language: str, eye: str, prefix: tuple[str, ...] = (), *, only: bool = False
+) -> tuple[Fields, Fields, Blueprint]:
+    """A language model with one vision tower: the fields of both, and the model with the tower's parameters added."""
+    text, blueprint = language_model(f, "text_config", language, prefix)
+    vision, size = tower(f, "vision_config", eye, only=only)
+    blueprint.add("vision", size)
+    return text, vision, blueprint
+
+
 def tie(f: Fields, text: Fields, blueprint: Blueprint, *, forwards: bool = False) -> None:
     """The outer config says whether head and table are one; some classes take over a ``true`` of the nested one."""
     outer = f.flag("tie_word_embeddings", False)
     inner = text.flag("tie_word_embeddings", False)
     blueprint.tied = outer or (forwards and inner)
-
-
-def _ignore(f: Fields, *names: str) -> None:
-    for name in names:
-        f.get(name, None)
 
 
 def _two_linear(f: Fields, inputs: int, hidden: int) -> int:
@@ -64,16 +69,13 @@ def _two_linear(f: Fields, inputs: int, hidden: int) -> int:
 
 def llava(f: Fields) -> Blueprint:
     """LLaVA and its successors: one tower, two linear layers, perhaps a learned end of line."""
-    text, blueprint = language_model(f, "text_config", "llama")
-    vision, size = tower(f, "vision_config", "clip_vision_model")
-    blueprint.add("vision", size)
+    text, vision, blueprint = seeing(f, "llama", "clip_vision_model")
     taken = f.get("vision_feature_layer", None)
     width = vision.positive("hidden_size") * (len(taken) if isinstance(taken, list) else 1)
     blueprint.add("projector", _two_linear(f, width, blueprint.hidden))
     if f.model_type != "llava":
         blueprint.add("projector", blueprint.hidden)
-    _ignore(
-        f,
+    f.ignore(
         "image_grid_pinpoints",
         "vision_aspect_ratio",
         "projector_hidden_act",
@@ -89,69 +91,56 @@ _FLAT = ("hidden_size", "num_hidden_layers")
 
 def qwen2_vl(f: Fields) -> Blueprint:
     kind = "qwen2_5_vl" if f.model_type.startswith("qwen2_5") else "qwen2_vl"
-    text, blueprint = language_model(f, "text_config", f"{kind}_text", _FLAT)
-    vision, size = tower(f, "vision_config", f"{kind}_vision", only=True)
+    text, vision, blueprint = seeing(f, f"{kind}_text", f"{kind}_vision", _FLAT, only=True)
     vision.finish()
-    blueprint.add("vision", size)
     tie(f, text, blueprint, forwards=True)
     return blueprint
 
 
 def mistral3(f: Fields) -> Blueprint:
-    text, blueprint = language_model(f, "text_config", "mistral")
-    vision, size = tower(f, "vision_config", "pixtral")
-    blueprint.add("vision", size)
+    text, vision, blueprint = seeing(f, "mistral", "pixtral")
     inner, bias = vision.positive("hidden_size"), f.flag("multimodal_projector_bias", False)
     taken = f.get("vision_feature_layer", None)
     wide = inner * (len(taken) if isinstance(taken, list) else 1)
     merge = inner * inner * f.positive("spatial_merge_size") ** 2
     hidden = blueprint.hidden
     blueprint.add("projector", inner + merge + linear(wide, hidden, bias) + linear(hidden, hidden, bias))
-    _ignore(f, "projector_hidden_act")
+    f.ignore("projector_hidden_act")
     tie(f, text, blueprint)
     return blueprint
 
 
 def gemma3(f: Fields) -> Blueprint:
-    default = "gemma3_text"
-    text, blueprint = language_model(f, "text_config", default)
-    vision, size = tower(f, "vision_config", "siglip_vision_model")
-    blueprint.add("vision", size)
+    text, vision, blueprint = seeing(f, "gemma3_text", "siglip_vision_model")
     width = vision.positive("hidden_size")
     blueprint.add("projector", width * blueprint.hidden + width)
-    _ignore(f, "mm_tokens_per_image")
+    f.ignore("mm_tokens_per_image")
     tie(f, text, blueprint)
     return blueprint
 
 
 def paligemma(f: Fields) -> Blueprint:
-    text, blueprint = language_model(f, "text_config", "gemma")
-    vision, size = tower(f, "vision_config", "siglip_vision_model")
-    blueprint.add("vision", size)
-    vision.get("projection_dim", None)
+    text, vision, blueprint = seeing(f, "gemma", "siglip_vision_model")
+    vision.ignore("projection_dim")
     blueprint.add("projector", linear(vision.positive("hidden_size"), f.positive("projection_dim")))
-    _ignore(f, "hidden_size", "vocab_size", "ignore_index")
-    _ignore(text, "num_image_tokens")
+    f.ignore("hidden_size", "vocab_size", "ignore_index")
+    text.ignore("num_image_tokens")
     tie(f, text, blueprint)
     return blueprint
 
 
 def internvl(f: Fields) -> Blueprint:
-    text, blueprint = language_model(f, "text_config", "qwen2")
-    vision, size = tower(f, "vision_config", "internvl_vision")
-    blueprint.add("vision", size)
+    text, vision, blueprint = seeing(f, "qwen2", "internvl_vision")
     merged = vision.positive("hidden_size") * int(1 / f.get("downsample_ratio")) ** 2
     hidden = blueprint.hidden
     blueprint.add("projector", 2 * merged + linear(merged, hidden) + linear(hidden, hidden))
-    _ignore(f, "projector_hidden_act")
+    f.ignore("projector_hidden_act")
     tie(f, text, blueprint)
     return blueprint
 
 
 def idefics2(f: Fields) -> Blueprint:
-    text, blueprint = language_model(f, "text_config", "mistral")
-    vision, size = tower(f, "vision_config", "idefics2_vision", only=True)
-    blueprint.add("vision", size)
+    text, vision, blueprint = seeing(f, "mistral", "idefics2_vision", only=True)
     perceiver, hidden = f.sub("perceiver_config", "idefics2_perceiver"), blueprint.hidden
     perceiver.model_type = "idefics2_perceiver"
     heads, dim, kv = (perceiver.positive(n) for n in ("resampler_n_heads", "resampler_head_dim", "num_key_value_heads"))
@@ -166,21 +155,16 @@ def idefics2(f: Fields) -> Blueprint:
 
 
 def idefics3(f: Fields) -> Blueprint:
-    text, blueprint = language_model(f, "text_config", "llama")
-    kind = "smolvlm_vision" if f.model_type == "smolvlm" else "idefics3_vision"
-    vision, size = tower(f, "vision_config", kind)
-    blueprint.add("vision", size)
+    text, vision, blueprint = seeing(f, "llama", "smolvlm_vision" if f.model_type == "smolvlm" else "idefics3_vision")
     blueprint.add("projector", vision.positive("hidden_size") * f.positive("scale_factor") ** 2 * blueprint.hidden)
-    _ignore(text, "pixel_shuffle_factor", "use_resampler", "perceiver_config", "neftune_noise_alpha", "qk_layer_norms")
+    text.ignore("pixel_shuffle_factor", "use_resampler", "perceiver_config", "neftune_noise_alpha", "qk_layer_norms")
     tie(f, text, blueprint)
     return blueprint
 
 
 def downsampled(f: Fields) -> Blueprint:
     """Aya Vision, Command A Vision: patches merged by ``downsample_factor``, a gated projector."""
-    text, blueprint = language_model(f, "text_config", "cohere2")
-    vision, size = tower(f, "vision_config", "siglip_vision_model")
-    blueprint.add("vision", size)
+    text, vision, blueprint = seeing(f, "cohere2", "siglip_vision_model")
     merged, hidden = vision.positive("hidden_size") * f.positive("downsample_factor") ** 2, blueprint.hidden
     inner = f.optional("alignment_intermediate_size") or hidden
     norm = 2 * merged if f.model_type == "aya_vision" else 0
@@ -190,10 +174,8 @@ def downsampled(f: Fields) -> Blueprint:
 
 
 def glm4v(f: Fields) -> Blueprint:
-    sparse = f.model_type == "glm4v_moe"
-    text, blueprint = language_model(f, "text_config", "glm4v_moe_text" if sparse else "glm4v_text")
-    _, size = tower(f, "vision_config", "glm4v_moe_vision" if sparse else "glm4v_vision")
-    blueprint.add("vision", size)
+    kind = "glm4v_moe" if f.model_type == "glm4v_moe" else "glm4v"
+    text, _, blueprint = seeing(f, f"{kind}_text", f"{kind}_vision")
     tie(f, text, blueprint, forwards=True)
     return blueprint
 
@@ -214,24 +196,19 @@ def mllama_text(f: Fields) -> Blueprint:
 
 
 def mllama(f: Fields) -> Blueprint:
-    text, blueprint = language_model(f, "text_config", "mllama_text_model")
-    vision, size = tower(f, "vision_config", "mllama_vision_model")
-    blueprint.add("vision", size)
+    text, vision, blueprint = seeing(f, "mllama_text_model", "mllama_vision_model")
     blueprint.add("projector", linear(vision.positive("vision_output_dim"), blueprint.hidden))
     tie(f, text, blueprint)
     return blueprint
 
 
 def lfm2_vl(f: Fields) -> Blueprint:
-    text, blueprint = language_model(f, "text_config", "lfm2")
-    vision, size = tower(f, "vision_config", "siglip2_vision_model")
-    blueprint.add("vision", size)
+    text, vision, blueprint = seeing(f, "lfm2", "siglip2_vision_model")
     merged = vision.positive("hidden_size") * f.positive("downsample_factor") ** 2
     inner, bias = f.positive("projector_hidden_size"), f.flag("projector_bias")
     norm = 2 * merged if f.flag("projector_use_layernorm", True) else 0
     blueprint.add("projector", norm + linear(merged, inner, bias) + linear(inner, blueprint.hidden, bias))
-    _ignore(
-        f,
+    f.ignore(
         "projector_hidden_act",
         "do_image_splitting",
         "encoder_patch_size",
@@ -254,7 +231,7 @@ def qwen2_audio(f: Fields) -> Blueprint:
     audio, size = tower(f, "audio_config", "qwen2_audio_encoder")
     blueprint.add("audio", size)
     blueprint.add("projector", linear(audio.positive("d_model"), blueprint.hidden))
-    _ignore(f, "ignore_index")
+    f.ignore("ignore_index")
     tie(f, text, blueprint)
     return blueprint
 
@@ -265,7 +242,7 @@ def voxtral(f: Fields) -> Blueprint:
     blueprint.add("audio", size)
     hidden = blueprint.hidden
     blueprint.add("projector", audio.positive("intermediate_size") * hidden + hidden * hidden)
-    _ignore(f, "projector_hidden_act", "hidden_size", "vocab_size")
+    f.ignore("projector_hidden_act", "hidden_size", "vocab_size")
     tie(f, text, blueprint)
     return blueprint
 

@@ -21,14 +21,13 @@ def operators(
 
     A row that cannot be predicted has its reason in ``error``; what was assumed for others is noted there too.
     """
-    from trivet.apps.cli.predict.summary import tell
+    from trivet.apps.cli.output import write_file
+    from trivet.apps.cli.predict.summary import tell_rows
     from trivet.apps.cli.screen import progress
-    from trivet.interop.results import result_file
     from trivet.loop import predict_operators as loop
 
     table = loop.read_csv(rows)
     with progress() as report:
         answers = loop.predict(table, report)
-    with result_file(out) as place:
-        place.write_text(loop.csv_text(answers), encoding="utf-8")
-    tell([(a.value_s is not None, a.note) for a in answers], out, as_json)
+    write_file(out, loop.csv_text(answers))
+    tell_rows([(a.value_s is not None, a.note) for a in answers], out, as_json)

@@ -24,15 +24,14 @@ def requests(
     as_json: Annotated[bool, typer.Option("--json", help="Print a summary for machines.")] = False,
 ) -> None:
     """Write request_id, queued_s, first_token_s, last_token_s: clock times since the first arrival."""
-    from trivet.interop.results import result_file
+    from trivet.apps.cli.output import write_file
     from trivet.loop import predict_requests as loop
     from trivet.loop.simulate import say_if_compiling
 
     read = loop.read_log(log)
     say_if_compiling(lambda line: typer.echo(line, err=True))
     result, notes = loop.predict(read, loop.read_meta(meta), chip)
-    with result_file(out) as place:
-        place.write_text(loop.csv_text(read, result), encoding="utf-8")
+    write_file(out, loop.csv_text(read, result))
     figures = loop.figures(read.traffic, result.first_token_s, result.last_token_s)
     summary = {
         "requests": len(read.ids),

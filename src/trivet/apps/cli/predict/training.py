@@ -19,12 +19,11 @@ def training(
 
     A row that cannot be predicted has its reason in ``error``; assumptions are noted there too.
     """
-    from trivet.apps.cli.predict.summary import tell
-    from trivet.interop.results import result_file
+    from trivet.apps.cli.output import write_file
+    from trivet.apps.cli.predict.summary import tell_rows
     from trivet.loop import predict_training as loop
 
     read = loop.read_rows(rows)
     answers = loop.predict(read)
-    with result_file(out) as place:
-        place.write_text(loop.csv_text(answers), encoding="utf-8")
-    tell([(a.result is not None, a.error) for a in answers], out, as_json)
+    write_file(out, loop.csv_text(answers))
+    tell_rows([(a.result is not None, a.error) for a in answers], out, as_json)

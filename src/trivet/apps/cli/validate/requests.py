@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -30,7 +29,8 @@ def requests(
     out: Annotated[Path | None, typer.Option("-o", "--out", help="Folder for summary.json.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print summary.json instead of tables.")] = False,
 ) -> None:
-    """Mean and p99 TTFT, mean TPOT, mean latency, throughput: error of each."""
+    """Mean and p99 TTFT, mean TPOT, mean latency, throughput: error of each, and without what logs of that chip taught."""
+    from trivet.apps.cli.output import deliver
     from trivet.loop import predict_requests as loop
 
     if len(chip) != len(logs):
@@ -40,28 +40,29 @@ def requests(
     answers: list[dict[str, Any]] = []
     for number, (path, name) in enumerate(zip(logs, chip, strict=True)):
         read = loop.read_log(path)
-        place = meta[number] if meta else path.with_name(path.name.removesuffix(".jsonl") + ".meta.json")
-        result, notes = loop.predict(read, loop.read_meta(place), name)
+        place = meta[number] if meta else loop.meta_path(path)
+        settings = loop.read_meta(place)
+        result, notes = loop.predict(read, settings, name)
+        unseen = loop.compare(read, loop.predict(read, settings, name, own=False)[0])
         rows = [
-            {**row, "limit": LIMITS[row["figure"]], "within": abs(row["error"]) <= LIMITS[row["figure"]]}
-            for row in loop.compare(read, result)
+            {**row, "left_out": other["error"], "limit": limit, "within": abs(row["error"]) <= limit}
+            for row, other in zip(loop.compare(read, result), unseen, strict=True)
+            for limit in (LIMITS[row["figure"]],)
         ]
         answers.append(
             {"log": path.name, "chip": name, "requests": len(read.ids), "figures": rows, "notes": list(notes)}
         )
-    content = json.dumps({"logs": answers}, indent=1, allow_nan=False) + "\n"
-    if out is not None:
-        from trivet.interop.results import result_folder
+    deliver({"logs": answers}, out, as_json, lambda _: _show(answers))
 
-        with result_folder(out) as folder:
-            (folder / "summary.json").write_text(content, encoding="utf-8")
-    if as_json:
-        typer.echo(content, nl=False)
-        return
+
+def _show(answers: list[dict[str, Any]]) -> None:
     from trivet.report.tables import print_table
 
     for answer in answers:
-        shown = [{**row, "error": f"{row['error']:+.1%}", "limit": f"{row['limit']:.0%}"} for row in answer["figures"]]
+        shown = [
+            {**row, "error": f"{row['error']:+.1%}", "left_out": f"{row['left_out']:+.1%}", "limit": f"{row['limit']:.0%}"}
+            for row in answer["figures"]
+        ]
         print_table(shown, title=f"{answer['log']} on {answer['chip']}")
         for note in answer["notes"]:
             typer.echo(f"  {note}")

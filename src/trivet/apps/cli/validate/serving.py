@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -40,40 +37,20 @@ def serving(
 
     Rows that publish only how long a request lasts, or only a throughput of a closed loop, are compared by that.
     """
-    from trivet.apps.cli.options import csv_list
+    from trivet.apps.cli.options import calibration_file, csv_list
+    from trivet.apps.cli.output import deliver
     from trivet.apps.cli.screen import progress
-    from trivet.errors import TrivetError
     from trivet.loop import validate_serving as loop
     from trivet.loop.calibrate_serving import measured_rows
+    from trivet.report import serving_validation
 
     splits = csv_list(hold_out) or (["model", "family"] if rows is None else ["nothing"])
-    if rows is None:
-        rows = Path(os.environ.get("TRIVET_SHARED_DATA", "../shared/data")) / "serving_measured.csv"
-        if not rows.is_file():
-            raise TrivetError(
-                "no file given and no calibration data",
-                field="FILE",
-                allowed="a CSV, or TRIVET_SHARED_DATA set to its folder",
-            )
-    measured = measured_rows(rows, whole=splits != ["nothing"])
+    measured = measured_rows(rows or calibration_file("serving_measured.csv"), whole=splits != ["nothing"])
     with progress(enabled=not as_json) as report:
         checked = loop.check(measured, splits, report)
     summary = loop.summarise(measured, checked)
-    if out is not None:
-        from trivet.interop.results import result_folder
-        from trivet.report.serving_validation import html
-
-        with result_folder(out) as folder:
-            (folder / "summary.json").write_text(
-                json.dumps(summary, indent=1, allow_nan=False) + "\n", encoding="utf-8"
-            )
-            (folder / "report.html").write_text(html(checked), encoding="utf-8")
-    if as_json:
-        sys.stdout.write(json.dumps(summary, indent=1, allow_nan=False) + "\n")
-    else:
-        from trivet.report.serving_validation import terminal
-
-        terminal(checked, summary, str(out) if out else "")
+    pages = {"report.html": lambda: serving_validation.html(checked)}
+    deliver(summary, out, as_json, lambda folder: serving_validation.terminal(checked, summary, folder), pages)
     limits = {"tpot": limit_tpot, "ttft": limit_ttft}
     worse = [
         s.group for s in loop.scores(checked, "split", "quantity") if 0 < limits.get(s.group[1], 0.0) < s.median_error

@@ -1,0 +1,115 @@
+"""An engine on a card from a log of its requests: found again, moved partly, shipped as it is fitted, and used."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from trivet.apps.cli.calibrate import app
+from trivet.chip.reading import data_folder
+from trivet.cloud import engine
+from trivet.cloud.serving.traffic import Traffic
+from trivet.errors import TrivetError
+from trivet.loop.calibrate_log import INDEPENDENT, PRIOR, fit
+from trivet.loop.predict_requests import Log, Replay, constants_of, predict
+
+META = {
+    "model": "meta-llama/Llama-3.1-8B",
+    "vllm_version": "0.19.0",
+    "engine_kwargs": {"max_num_seqs": 64, "max_num_batched_tokens": 2048},
+}
+
+
+def made(factors: tuple[float, float, float], step_s: float, requests: int = 150, seed: int = 5) -> Log:
+    """A log of the same engine with other constants."""
+    draw = np.random.default_rng(seed)
+    arrival = np.sort(draw.uniform(0.0, 20.0, requests))
+    arrival -= arrival[0]
+    traffic = Traffic(arrival, draw.integers(50, 1500, requests), draw.integers(20, 400, requests), name="made")
+    log = Log(tuple(str(i) for i in range(requests)), traffic)
+    truth = engine.process("vllm", "", np.log(factors), step_s)
+    found = Replay(log, META, "l40s").run(truth)
+    return replace(log, first_token_s=found.first_token_s, last_token_s=found.last_token_s)
+
+
+def test_tells_other_loads_of_the_same_engine() -> None:
+    truth, step_s = (1.15, 1.2, 1.1), 1.6e-3
+    found = fit([made(truth, step_s)], [META], "l40s")
+    assert abs(found.after[0]) < 0.25 * abs(found.before[0])
+    other = made(truth, step_s, requests=40, seed=6)
+    assert other.first_token_s is not None
+    assert other.last_token_s is not None
+    replay = Replay(other, META, "l40s")
+    shipped, calibrated = (
+        np.log((run.last_token_s - run.first_token_s) / (other.last_token_s - other.first_token_s)).mean()
+        for run in (replay.run(engine.process("vllm")), replay.run(engine.process("vllm", "", found.logs, found.step_s)))
+    )
+    assert shipped < -0.10
+    assert abs(calibrated) < 0.5 * abs(shipped)
+
+
+def test_a_log_of_the_prior_changes_nothing() -> None:
+    found = fit([made((1.0, 1.0, 1.0), engine.process("vllm").graph_s)], [META], "l40s")
+    assert np.abs(found.logs).max() < 1e-3
+    assert found.step_s == pytest.approx(engine.process("vllm").graph_s, rel=1e-2)
+
+
+def test_two_logs_move_it_further_than_one() -> None:
+    log = made((1.2, 1.2, 1.2), 1.0e-3)
+    one, two = fit([log], [META], "l40s"), fit([log, log, log], [META] * 3, "l40s")
+    assert np.abs(two.logs - np.log(1.2)).sum() < np.abs(one.logs - np.log(1.2)).sum()
+    assert PRIOR > 0
+    assert INDEPENDENT >= 1
+
+
+def test_refuses_what_teaches_nothing() -> None:
+    log = made((1.0, 1.0, 1.0), 1e-3, requests=20)
+    with pytest.raises(TrivetError, match="first_token_ts"):
+        fit([replace(log, first_token_s=None)], [META], "l40s")
+    with pytest.raises(TrivetError, match="no log"):
+        fit([], [], "l40s")
+    short = replace(log, traffic=replace(log.traffic, output_tokens=np.full(20, 3)))
+    with pytest.raises(TrivetError, match="output tokens"):
+        fit([short], [META], "l40s")
+
+
+def test_a_profile_is_used_for_its_chip_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    log = made((1.25, 1.25, 1.25), 2e-3)
+    before = predict(log, META, "l40s")[0]
+    (tmp_path / "engines").mkdir()
+    (tmp_path / "engines" / "mine.json").write_text(fit([log], [META], "l40s").text())
+    monkeypatch.setenv("TRIVET_CATALOGUE", str(tmp_path))
+    after, other = predict(log, META, "l40s")[0], predict(log, META, "a10")[0]
+    assert after.last_token_s.max() > before.last_token_s.max()
+    monkeypatch.delenv("TRIVET_CATALOGUE")
+    assert np.array_equal(other.last_token_s, predict(log, META, "a10")[0].last_token_s)
+
+
+def test_which_constants_a_chip_takes() -> None:
+    log = made((1.0, 1.0, 1.0), 1e-3, requests=20)
+    assert constants_of(Replay(log, META, "h100")) == engine.profile("vllm", "0.19.0")
+    assert constants_of(Replay(log, META, "l40s")).weights["gemm"] == 1.0
+    calibrated, alone = (constants_of(Replay(log, META, "rtx-4090"), own).weights["gemm"] for own in (True, False))
+    assert calibrated != alone == 1.0
+
+
+def test_the_host_works_beside_the_device_only_where_the_log_says_so() -> None:
+    log = made((1.0, 1.0, 1.0), 1e-3, requests=20)
+    for stated in (True, False):
+        meta = {**META, "resolved_config": {"scheduler_config": {"async_scheduling": stated}}}
+        assert constants_of(Replay(log, meta, "rtx-4090")).overlap is stated
+
+
+@pytest.mark.parametrize(("chip", "stem"), [("rtx-4090", "vllm_rtx4090"), ("rtx-pro-6000", "vllm_rtxpro6000")])
+def test_shipped_profiles_are_those_of_the_logs(shared_data: Path, tmp_path: Path, chip: str, stem: str) -> None:
+    out = tmp_path / "profile.json"
+    log = shared_data / "requests" / f"{stem}_llama-3.1-8b.jsonl"
+    done = CliRunner().invoke(app, ["--requests", str(log), "--chip", chip, "-o", str(out), "--json"])
+    assert done.exit_code == 0, done.output
+    assert out.read_bytes() == (data_folder() / "engines" / f"vllm-{chip}.json").read_bytes()
+    assert abs(json.loads(done.stdout)["logs"][0]["TPOT error calibrated"]) < 0.01
