@@ -38,6 +38,7 @@ DESIGN_NAMES = [
     "gb300",
     "mi300x",
     "mi325x",
+    "mi350x",
     "mi355x",
     "tpu-v4",
     "tpu-v5e",

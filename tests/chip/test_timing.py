@@ -149,3 +149,11 @@ def test_a_chip_without_rates_is_refused_by_name() -> None:
 )
 def test_known_kernels(operator: Gemm, name: str, low_us: float, high_us: float) -> None:
     assert low_us < time(operator, chip(name), isolated=True).value_s * 1e6 < high_us
+
+
+def test_a_systolic_core_is_not_one_unit_that_a_tile_fills() -> None:
+    # One core of a TPU v6e streams the weights of a thin product at its memory's rate.
+    thin = Gemm("g", 16.0, 8192.0, 8192.0)
+    for name in ("tpu-v6e", "gaudi-3", "trainium-2"):
+        rate = float(thin.bytes) / float(time(thin, chip(name)).value_s)
+        assert rate > 0.5 * chip(name).get("memory_bandwidth_bytes_per_s"), name

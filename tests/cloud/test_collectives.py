@@ -80,3 +80,15 @@ def test_grace_launches_slower_without_a_graph() -> None:
         collectives.GRACE_LAUNCH * collectives.collective_floor("vllm_eager", fast)
     )
     assert collectives.collective_floor("vllm", slow) == collectives.collective_floor("nccl", fast) == collectives.FLOOR_S
+
+
+def test_chips_that_reach_only_neighbours_take_turns() -> None:
+    # 16 Trainiums on a torus: 6 hops there, 6 back; as many ranks through a switch pay for none.
+    small = Transfer("t", "all_reduce", 16384.0, 16, "tp")
+    torus, switch = (Level(16, 1.5e11, 5.5e-6, topology=name, dimensions=2) for name in ("torus", ""))
+    apart = float(time(small, [torus], chip("trainium-1")).value_s) - float(
+        time(small, [switch], chip("trainium-1")).value_s
+    )
+    assert 4e-5 < apart < 12 * 5.5e-6 + 1e-9
+    ring = float(time(small, [Level(16, 1.5e11, 5.5e-6, topology="ring")], chip("trainium-1")).value_s)
+    assert ring > float(time(small, [torus], chip("trainium-1")).value_s)

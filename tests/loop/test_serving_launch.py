@@ -143,6 +143,32 @@ def test_decode_pools_stream_late(engine: str, weights: str, ranks: str, steps: 
     assert found.stream_steps == steps
 
 
+DEEPSEEK = {"engine": "sglang", "model": "deepseek-ai/DeepSeek-R1", "tp": "8"}
+FP8, FP4 = ({"weights": p, "moe_weights": p} for p in ("fp8_block", "mxfp4"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "budget"),
+    [
+        ({"chip": "mi300x", "measured_on": "2025-11-05", **FP8}, 196608.0),
+        ({"chip": "mi325x", "measured_on": "2026-02-05", **FP8}, 131072.0),
+        ({"chip": "mi355x", "measured_on": "2026-02-05", **FP8}, 196608.0),
+        ({"chip": "mi355x", "measured_on": "2026-02-05", "isl": "8192", "concurrency": "64", **FP4}, 32768.0),
+        ({"chip": "mi355x", "measured_on": "2026-02-05", "isl": "8192", "concurrency": "32", **FP4}, 196608.0),
+    ],
+)
+def test_scripts_of_amd_prefill_many_prompts_at_once(changes: dict[str, str], budget: float) -> None:
+    found = plan(**DEEPSEEK, **changes, batch_size=changes.get("concurrency", "16"))
+    assert (found.budget_tokens, found.look_steps) == (budget, 1.0)
+
+
+def test_llama_on_amd_takes_the_budget_of_its_scripts() -> None:
+    assert plan(chip="mi300x", engine="vllm", tp="8").budget_tokens == 131072.0
+    gpt = {"model": "openai/gpt-oss-120b", "weights": "bf16", "moe_weights": "mxfp4", "engine": "vllm", "tp": "8"}
+    default = schedule(*(lambda c: (c.pools[0].deployment, c.isl, c.osl, c.concurrency))(case(chip="mi300x", **gpt)))
+    assert plan(chip="mi300x", **gpt).budget_tokens == default.budget_tokens
+
+
 @pytest.mark.parametrize(("weights", "date", "seconds"), [
     ("nvfp4", "2025-11-10", 80.0), ("fp8_block", "2025-11-18", 20.0), ("fp8_block", "2025-12-31", 12.0),
     ("nvfp4", "2026-03-25", 0.0),

@@ -23,6 +23,11 @@ MATH = {
     "fp32": "fp32", "tf32": "tf32", "bf16": "bf16", "fp16": "fp16", "fp8": "fp8", "fp8_block": "fp8", "mxfp8": "fp8",
     "int8": "int8", "int8_wo": "bf16", "int4_wo": "bf16", "nvfp4": "fp4", "mxfp4": "bf16", "w4a8_mxfp4": "fp8",
 }  # fmt: skip
+# Families whose cores run a whole product through systolic arrays, fed by a compiler's copies ahead of time. A core is no unit
+# that one tile fills, and what it reads does not wait for a block's chain of addresses: they count as as many units as a GPU of
+# their peak has, of UNIT_PEAK_FLOPS each in 16 bits (A100 2.9, H100 7.5, B200 15 TFLOP/s; MI300X 4.3).
+SYSTOLIC = ("tpu", "neuron", "gaudi", "davinci")
+UNIT_PEAK_FLOPS = 6e12
 # Bits an operand has in the matrix unit, for tile shapes.
 OPERAND_BYTES = {"fp32": 4.0, "tf32": 4.0, "bf16": 2.0, "fp16": 2.0, "fp8": 1.0, "int8": 1.0, "fp4": 0.5}
 
@@ -141,6 +146,8 @@ def _build(chip: Chip, dtype: str) -> ChipPoint:
     # Data sheets of today's accelerators give 1 unit for 3-16 TFLOP/s of BF16 and L2 of 30-130 MB: wide where unknown.
     units = _positive(chip, "compute_units", 128.0, 0.4)
     cache = sram if sram is not None else _positive(chip, "l2_bytes", 48e6, 0.5)
+    if chip.family in SYSTOLIC:
+        units = Value(_peak(chip, "bf16")[0].value / UNIT_PEAK_FLOPS, 0.4)
     vector = _positive(chip, "peak_flops_fp32", peak.value / 16.0, 0.3)
     bench = [fact_value(chip, name) for name in ("bench_gemm_4096_s", "bench_gemv_s", "bench_gemm_384_s")]
     wider = fact_value(chip, "peak_flops_fp8") if math_dtype == "fp4" else None

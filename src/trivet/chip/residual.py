@@ -146,16 +146,17 @@ def offsets(
 
 
 def combine(
-    compute_s: Floats, memory_s: Floats, floor_s: float, correction: Floats
+    compute_s: Floats, memory_s: Floats, floor_s: float, correction: Floats, power: float = SOFT_MAX_POWER
 ) -> tuple[Floats, Floats, Floats, Floats, Floats]:
-    """(seconds, shares of compute, bandwidth, launch; floor seconds) under ``correction`` [rows, 3]."""
+    """(seconds, shares of compute, bandwidth, launch; floor seconds) under ``correction`` [rows, 3]. ``power``: how well a kernel
+    multiplies while it reads (1: one after the other)."""
     grown = np.exp(np.clip(correction, -4.0, 4.0))
     compute = np.maximum(compute_s, 1e-13) * grown[:, 0]
     memory = np.maximum(memory_s, 1e-13) * grown[:, 1]
     floor = floor_s * grown[:, 2]
     larger = np.maximum(compute, memory)
-    a, b = (compute / larger) ** SOFT_MAX_POWER, (memory / larger) ** SOFT_MAX_POWER
-    busy = larger * (a + b) ** (1.0 / SOFT_MAX_POWER)
+    a, b = (compute / larger) ** power, (memory / larger) ** power
+    busy = larger * (a + b) ** (1.0 / power)
     total = floor + busy
     share = busy / total
     weight = a / (a + b)

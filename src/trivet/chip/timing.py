@@ -100,7 +100,9 @@ def time(
     precision = precision_of(operator)
     held, library = residual.with_kernel(kinds, kind, wanted.library, model.family, precision)
     belief = _belief(kinds, origin, model, held, library, precision)
-    parts = predict_flat(kinds[held], operator, point, kind, library, belief.offset, isolated, model)
+    parts = predict_flat(
+        kinds[held], operator, point, kind, library, belief.offset, isolated, model, power=belief.power
+    )
     if not graph:
         host = point.host_launch_s or HOST_LAUNCH_S
         parts = (np.maximum(parts[0], host), *parts[1:4], np.maximum(parts[4], host))
@@ -146,6 +148,7 @@ class _Belief:
     how: str  # measured, family, new, benchmarked
     precision: str
     note: str
+    power: float = residual.SOFT_MAX_POWER  # of the join of compute and memory
 
 
 _BELIEFS: dict[tuple[int, int, str, str, str, str], tuple[object, object, _Belief]] = {}
@@ -168,7 +171,8 @@ def _belief(kinds: Kinds, chip: Chip, point: ChipPoint, kind: str, library: str,
         offset = offset + shift
         how = "benchmarked" if same else how
         note = "; ".join(n for n in (note, "calibrated by the chip's microbenchmarks") if n)
-    belief = _Belief(offset, sigma, how, precision, note)
+    power = maker_profile(chip, kind, library, precision).power if how == "new" else residual.SOFT_MAX_POWER
+    belief = _Belief(offset, sigma, how, precision, note, power)
     if len(_BELIEFS) > 4096:
         _BELIEFS.clear()
     _BELIEFS[key] = (kinds, chip, belief)
@@ -182,8 +186,8 @@ def _prior(
         return CPU_OFFSET, CPU_SIGMA, "new", ""
     offset, kernels, how, note = believed(learned, point, point, kind, library, precision)
     if how == "new":
-        maker = maker_profile(chip)
-        offset, kernels = offset + maker.offset, np.hypot(kernels, maker.sigma)
+        maker = maker_profile(chip, kind, library, precision)
+        offset, kernels = offset + maker.offset, maker.sigma if maker.fitted else np.hypot(kernels, maker.sigma)
     return offset, kernels, how, note
 
 
@@ -208,9 +212,10 @@ def predict_flat(
     isolated: bool,
     origin: ChipPoint | None = None,
     bounded: bool = True,
+    power: float = residual.SOFT_MAX_POWER,
 ) -> tuple[Floats, ...]:
     """Flat (seconds, compute, bandwidth, launch shares, floor seconds). A variant is corrected as its ``origin`` is; not
-    ``bounded`` by the data sheet, the seconds follow every change of ``offset``."""
+    ``bounded`` by the data sheet, the seconds follow every change of ``offset``; ``power`` joins compute and memory."""
     ideal = terms(operator, point, isolated, library)
     known = point if origin is None else origin
     parts = ideal if known is point else terms(operator, known, isolated, library)
@@ -221,7 +226,7 @@ def predict_flat(
         correction = np.zeros_like(correction)  # what accelerators' kernels taught does not hold for a CPU
     usual = floor_seconds(point, kind, library, precision_of(operator))
     value, *shares, floor = residual.combine(
-        ideal.compute_s.ravel(), ideal.memory_s.ravel(), usual, correction + offset
+        ideal.compute_s.ravel(), ideal.memory_s.ravel(), usual, correction + offset, power
     )
     return (np.maximum(value, _physical_bound(kind, ideal, point)) if bounded else value, *shares, floor)
 

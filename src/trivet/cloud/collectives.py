@@ -62,6 +62,7 @@ class Level:
     in_network_reduction: bool = False
     log_sigma: float = 0.1
     topology: str = ""  # of fabric.TOPOLOGIES; "" = not told, taken as a switch where it is fast
+    dimensions: int = 1  # of a torus
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,7 +193,7 @@ def levels_of(chip: Chip, group: int, server: str = "") -> list[Level]:
     return [
         Level(
             level.size, level.bandwidth_bytes_per_s / level.oversubscription, level.latency_s, False, level.log_sigma,
-            "" if level.scale_out else level.topology,
+            "" if level.scale_out else level.topology, max(1, level.degree // 2),
         )
         for level in found
     ]  # fmt: skip
@@ -269,6 +270,16 @@ def collective_label(kind: str, name: str, dtype: str = "bf16") -> str:
 COVARIATES = np.zeros(1)  # a data sheet tells nothing more that would hold for a family left out
 
 
+def _ring_latency_s(kind: str, n: int, level: LinkLevel) -> float:
+    """Hops that a reduction takes one after the other where chips reach only their neighbours: along every dimension a ring of
+    the group's side, there and back. The measured kernels ran through switches, where each chip reaches all others at once."""
+    if getattr(level, "topology", "") not in ("ring", "torus"):
+        return 0.0
+    dimensions = int(getattr(level, "dimensions", 1))
+    hops = dimensions * (float(n) ** (1.0 / dimensions) - 1.0)
+    return (2.0 if kind == "all_reduce" else 1.0) * hops * level.latency_s
+
+
 def _learned(transfer: Transfer, size: Floats, level: LinkLevel, chip: Chip, library: str) -> Seconds:
     learned = residual.shipped()["collective"]
     name = library if library in BACKENDS else backend(library)
@@ -285,6 +296,9 @@ def _learned(transfer: Transfer, size: Floats, level: LinkLevel, chip: Chip, lib
     correction = residual.network(learned, np.hstack([x, np.broadcast_to(ones, (len(x), len(ones)))]))
     offset, spread, how, note = residual.offsets(learned, chip, group, called, COVARIATES)
     value, a, b, launch, floor = residual.combine(base[:, 0], base[:, 1], floor_s, correction + offset)
+    further = np.maximum(_ring_latency_s(transfer.kind, transfer.group, level) - floor, 0.0)
+    a, b, launch = (share * value / (value + further) for share in (a, b, launch))
+    value, floor, launch = value + further, floor + further, launch + further / (value + further)
     shares = np.column_stack([a, b, launch])
     own = residual.own_sigma(learned, shares, np.log(np.maximum(value / floor_s, 1e-3)), how, called)
     sheet = float(getattr(level, "log_sigma", 0.0))

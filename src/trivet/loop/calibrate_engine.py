@@ -28,11 +28,12 @@ WITHIN, BETWEEN = np.array([0.04, 0.15]), np.array([0.09, 0.25])
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """A case and what was measured, seconds."""
+    """A case and what was measured, seconds: first token, each further token, or the whole request (NaN: not measured)."""
 
     case: Case
     ttft_s: float
     tpot_s: float
+    latency_s: float = math.nan
 
     @property
     def campaign(self) -> tuple[str, ...]:

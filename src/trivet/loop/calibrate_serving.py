@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,8 @@ from trivet.loop.serving_residual import FORMS, fit_process, group_names, shippe
 from trivet.loop.serving_rows import Case, read_csv, understand
 
 Floats = NDArray[np.float64]
+# What a row can hold: milliseconds to the first and between further tokens, seconds a request, output tokens a second.
+MEASURES = ("ttft_ms", "tpot_ms", "latency_s", "output_tokens_per_s")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -46,18 +49,28 @@ class Calibration:
         (folder / "serving_residual.npz").write_bytes(buffer.getvalue())
 
 
-def measured_rows(path: Path) -> list[Measured]:
-    """Rows that can be predicted and have both measurements."""
+def measured_rows(path: Path, whole: bool = True) -> list[Measured]:
+    """Rows that can be predicted and have both measurements; where not ``whole``, rows with any of ``MEASURES``."""
     table = read_csv(path)
     out = []
     for number, row in enumerate(table.rows):
         case = understand(row, number)
-        ttft, tpot = table.number(number, "ttft_ms") / 1e3, table.number(number, "tpot_ms") / 1e3
-        if isinstance(case, Case) and ttft > 0 and tpot > 0:
-            out.append(Measured(case, ttft, tpot))
+        if not isinstance(case, Case):
+            continue
+        found = _measured(case, *(table.number(number, name) for name in MEASURES))
+        both = found.ttft_s > 0 and found.tpot_s > 0
+        if both or (not whole and (found.ttft_s > 0 or found.tpot_s > 0 or found.latency_s > 0)):
+            out.append(found)
     if not out:
-        raise TrivetError("no row has a known layout, ttft_ms and tpot_ms", field=str(path))
+        needs = "ttft_ms and tpot_ms" if whole else f"any of {', '.join(MEASURES)}"
+        raise TrivetError(f"no row has a known layout and {needs}", field=str(path))
     return out
+
+
+def _measured(case: Case, ttft_ms: float, tpot_ms: float, latency_s: float, rate: float) -> Measured:
+    """``rate``: output tokens a second of all clients; a request of the closed loop lasts clients x answer / rate."""
+    lasted = latency_s if latency_s > 0 else case.concurrency * case.osl / rate if rate > 0 else math.nan
+    return Measured(case, ttft_ms / 1e3, tpot_ms / 1e3, lasted)
 
 
 def fit_engines(rows: Sequence[Measured], compiler: Compiler, evaluations: int = 12) -> dict[str, EngineFit]:

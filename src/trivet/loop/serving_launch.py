@@ -24,12 +24,17 @@ def launched(case: Case, plan: Schedule) -> Schedule:
 
 
 def _vllm(case: Case, plan: Schedule) -> Schedule:
+    """As the scripts have it; on AMD's chips 131,072 tokens for Llama."""
+    if _amd(case) and "llama" in case.group["model"].lower():
+        return replace(plan, budget_tokens=131072.0)
     g = case.group
     return serving_scripts.vllm_schedule(plan, g["model"], g["chip"], g["precision"], case.measured_on, case.isl)
 
 
 def _sglang(case: Case, plan: Schedule) -> Schedule:
     """Chunk size, the interval of looks at the queue, and what the first full chunk compiles, by the model's script."""
+    if _amd(case):
+        return _sglang_amd(case, plan)
     if len(case.pools) > 1:
         return replace(plan, stream_steps=_streamed_every(case))
     model, precision, layout = case.group["model"].lower(), case.group["precision"], case.pools[0].deployment.layout
@@ -54,6 +59,22 @@ def _compiling(date: str, eight_bit: bool) -> float:
     if date >= "2026-01-21":
         return 0.0
     return (20.0 if eight_bit else 80.0) if "2025-11-10" <= date < "2025-12-01" else 12.0
+
+
+def _amd(case: Case) -> bool:
+    return case.group["chip"].startswith("mi3")
+
+
+def _sglang_amd(case: Case, plan: Schedule) -> Schedule:
+    """Chunks of 196,608 tokens, since 23 January 2026 131,072 on MI300X and MI325X; 32,768 for FP4 with long prompts and
+    more than 32 clients. The scripts ask for four continuous decode steps, which SGLang since 0.4 does not heed. Workers of
+    disaggregated runs stream every token."""
+    if len(case.pools) > 1:
+        return replace(plan, stream_steps=1.0)
+    if not case.group["chip"].startswith("mi35"):
+        return replace(plan, budget_tokens=131072.0 if case.measured_on >= "2026-01-23" else 196608.0)
+    crowded = case.isl > case.osl and case.concurrency > 32.0 and not case.group["precision"].startswith("fp8")
+    return replace(plan, budget_tokens=32768.0 if crowded else 196608.0)
 
 
 def _streamed_every(case: Case) -> float:

@@ -31,7 +31,7 @@ HOLD_OUT = ("model", "family", "chip", "campaign", "quarter", "nothing")
 
 @dataclass(frozen=True, slots=True)
 class Checked:
-    """One row's TTFT or TPOT, seconds."""
+    """One row's TTFT or TPOT, or how long a request lasts, seconds."""
 
     id: str
     quantity: str
@@ -44,6 +44,7 @@ class Checked:
     predicted: float
     lo: float
     hi: float
+    maker: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,18 +137,26 @@ def tails(held: Process, found: Features) -> tuple[Floats, Floats]:
 def _as_shipped(rows: Sequence[Measured]) -> list[Checked]:
     out: list[Checked] = []
     for row, found in zip(rows, predict_cases([row.case for row in rows]), strict=True):
-        for name, interval in (("ttft", found.ttft), ("tpot", found.tpot)):
-            if interval is not None:
-                out.append(_checked(row, name, "nothing", interval.value, interval.lo, interval.hi))
+        if found.ttft is None or found.tpot is None:
+            continue
+        first, further = found.ttft, found.tpot
+        after = row.case.osl - 1.0
+        for name, values in (
+            ("ttft", (first.value, first.lo, first.hi)),
+            ("tpot", (further.value, further.lo, further.hi)),
+            ("latency", tuple(getattr(first, k) + after * getattr(further, k) for k in ("value", "lo", "hi"))),
+        ):
+            if getattr(row, f"{name}_s") > 0:
+                out.append(_checked(row, name, "nothing", *values))
     return out
 
 
 def _checked(row: Measured, quantity: str, split: str, predicted: float, lo: float, hi: float) -> Checked:
     g = row.case.group
-    measured = row.ttft_s if quantity == "ttft" else row.tpot_s
     return Checked(
-        row.case.id, quantity, split, g["mode"], g["chip"], g["engine"], g["model"], measured, predicted, lo, hi
-    )
+        row.case.id, quantity, split, g["mode"], g["chip"], g["engine"], g["model"], getattr(row, f"{quantity}_s"), predicted,
+        lo, hi, row.case.pools[-1].deployment.chip.maker,
+    )  # fmt: skip
 
 
 def scores(checked: Sequence[Checked], *names: str) -> list[Score]:
@@ -185,7 +194,8 @@ def noise_floor(rows: Sequence[Measured]) -> dict[str, Any]:
         pairs = [(a, b) for same in groups.values() for i, a in enumerate(same) for b in same[i + 1 :]]
         out[name] = {"pairs": len(pairs)}
         for quantity in ("ttft_s", "tpot_s"):
-            gap = np.array([abs(np.log(getattr(a, quantity) / getattr(b, quantity))) for a, b in pairs] or [0.0])
+            gap = np.array([abs(np.log(getattr(a, quantity) / getattr(b, quantity))) for a, b in pairs])
+            gap = gap[np.isfinite(gap)] if np.isfinite(gap).any() else np.zeros(1)
             out[name][quantity] = {
                 "median": float(np.expm1(np.median(gap))),
                 "p90": float(np.expm1(np.quantile(gap, 0.9))),
@@ -194,13 +204,13 @@ def noise_floor(rows: Sequence[Measured]) -> dict[str, Any]:
 
 
 def summarise(rows: Sequence[Measured], checked: Sequence[Checked]) -> dict[str, Any]:
-    """Scores by split and quantity, in all and by mode, engine, chip and model, and the noise floor."""
+    """Scores by split and quantity, in all and by mode, engine, maker, chip and model, and the noise floor."""
     out: dict[str, Any] = {"rows": len(rows), "noise_floor": noise_floor(rows), "splits": {}}
     for whole in scores(checked, "split", "quantity"):
         split, quantity = whole.group
         part = [row for row in checked if row.split == split and row.quantity == quantity]
         entry = {"all": whole.to_dict()}
-        for name in ("mode", "engine", "chip", "model"):
+        for name in ("mode", "engine", "maker", "chip", "model"):
             entry[f"by_{name}"] = {s.group[0]: s.to_dict() for s in scores(part, name)}
         out["splits"].setdefault(split, {})[quantity] = entry
     return out

@@ -7,9 +7,9 @@ from typing import Any
 
 from trivet.report import validation
 
-QUANTITIES = ("tpot", "ttft")
+QUANTITIES = ("tpot", "ttft", "latency")
 COLUMNS = ("measured", "predicted", "lo", "hi")
-BY = ("mode", "engine", "chip", "model")
+BY = ("mode", "engine", "maker", "chip", "model")
 
 
 def html(checked: Sequence[Any]) -> str:
@@ -20,6 +20,8 @@ def html(checked: Sequence[Any]) -> str:
     for split in _order(row.split for row in checked):
         for quantity in QUANTITIES:
             rows = [row for row in checked if row.split == split and row.quantity == quantity]
+            if not rows:
+                continue
             measured, predicted, lo, hi = ([1e3 * getattr(row, name) for row in rows] for name in COLUMNS)
             title = f"{quantity.upper()}, {_words(split)}"
             engines = [row.engine for row in rows]

@@ -22,7 +22,8 @@ def calibrate(
     kinds: str = typer.Option(
         "",
         "--kinds",
-        help="Only these kinds of kernels; all when empty (a file needs all). dispatch: exchanges of experts.",
+        help="Only these kinds of kernels; all when empty (a file needs all). dispatch: exchanges of experts; "
+        "makers: a FOLDER with kernels.csv and attention.csv of other makers.",
     ),
     check: bool = typer.Option(
         False, "--check", help="Compare with the shipped coefficients; exit 1 where they differ."
@@ -102,6 +103,9 @@ def _folder(folder: Path, out: Path | None, kinds: str, check: bool, as_json: bo
     if kinds == "dispatch":
         _dispatch(folder, out, as_json)
         return
+    if kinds == "makers":
+        _makers(folder, out, as_json)
+        return
     from trivet.apps.cli.screen import progress
     from trivet.loop.calibrate import ALL_KINDS, calibrate_operators, chosen_kinds, differences, write_coefficients
     from trivet.loop.validate_operators import from_fits, pooled
@@ -150,6 +154,30 @@ def _dispatch(folder: Path, out: Path | None, as_json: bool) -> None:
         {k: "-" if v is None else f"{v:.3f}" if isinstance(v, float) else v for k, v in row.items()} for row in rows
     ]
     tell({"scores": rows}, out, as_json, lambda: print_table(shown, title="Chips left out"))
+
+
+def _makers(folder: Path, out: Path | None, as_json: bool) -> None:
+    """Offsets of other makers' kernels; due after the operators were fitted, which they stand on."""
+    from trivet.interop.results import result_file
+    from trivet.loop import fit_makers
+
+    table = fit_makers.fit(
+        [*fit_makers.read(folder / "kernels.csv"), *fit_makers.read_attention(folder / "attention.csv")]
+    )
+    if out is not None:
+        with result_file(out) as place:
+            place.write_text(fit_makers.text(table), encoding="utf-8")
+    if as_json:
+        typer.echo(json.dumps(table))
+        return
+    from trivet.report.tables import print_table
+
+    shown = [
+        {"family": family, "kernels": name, "rows": str(found["rows"]), "median": f"{100 * found['median_error']:.1f}%"}
+        for family, names in table["families"].items()
+        for name, found in names.items()
+    ]
+    print_table(shown, title="Kernels of other makers")
 
 
 def _serving(path: Path, out: Path | None, as_json: bool) -> None:
