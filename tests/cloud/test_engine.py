@@ -211,10 +211,10 @@ def test_trtllm_generated_experts_on_blackwell() -> None:
 
 def test_mxfp4_experts_meet_eight_bits_on_blackwell_and_are_widened_on_hopper() -> None:
     def experts(part: str, engine: str) -> np.ndarray:
-        parts = compile_components(deployment("openai/gpt-oss-120b", part, 2, engine, moe_tp=2))
-        return parts.decode[KINDS.index("experts")]
+        parts, kind = compile_components(deployment("openai/gpt-oss-120b", part, 2, engine, moe_tp=2)), KINDS.index("experts")
+        return parts.decode[kind] + parts.decode_floor[kind]
 
     many = list(SEQUENCES).index(64)
     blackwell, hopper = {e: experts("b200", e)[many] for e in ENGINES}, {e: experts("h200", e)[many] for e in ENGINES}
     assert max(blackwell.values()) < 1.25 * min(blackwell.values())  # the same generated kernels in all three
-    assert hopper["vllm"] < 0.95 * hopper["trtllm"]  # Marlin's against Triton's
+    assert max(hopper.values()) > 1.3 * max(blackwell.values())  # weights widened, on slower units

@@ -45,7 +45,7 @@ def made(loads: tuple[tuple[float, float, float], ...]) -> list[Run]:
 def test_finds_the_constants_that_made_the_results() -> None:
     runs = made(LOADS * 6)
     found = fit([observation(run, DEPLOYMENT) for run in runs], "vllm", Compiler())
-    assert found.logs[:2] == pytest.approx(TRUTH[:2], abs=0.07)  # the priors hold it back a little
+    assert found.logs[:2] == pytest.approx(TRUTH[:2], abs=0.08)  # the priors hold it back a little
     assert (found.after < found.before).all()
     other = observation(made(((2048.0, 512.0, 64.0),))[0], DEPLOYMENT)
     calibrated = Compiler({"vllm": from_mapping("vllm", found.constants)})

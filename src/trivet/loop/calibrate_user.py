@@ -124,7 +124,7 @@ def fit(
         return np.log([[float(s.tpot_s), float(s.ttft_s)] for s in found])
 
     def slopes(logs: Floats, at: Floats) -> Floats:
-        step = 0.02
+        step = 0.1  # over the steps of a queue: a request more or less in a wave moves TTFT by leaps
         return np.stack([(predicted(logs + step * np.eye(4)[k]) - at) / step for k in range(4)], axis=-1)
 
     inverse, logs = np.linalg.inv(prior()), np.zeros(4)

@@ -53,10 +53,11 @@ def with_kernels(data: Samples, kernels: tuple[str, ...] = ()) -> tuple[Samples,
     return replace(data, x=np.hstack([data.x, ones]), library=library), kernels
 
 
-def with_expert_kernels(data: Samples) -> tuple[Samples, tuple[str, ...]]:
-    """Samples of experts, whose library is "library/kernel", with an indicator for each kernel; the kernels in that order."""
+def with_expert_kernels(data: Samples, kernels: tuple[str, ...] = ()) -> tuple[Samples, tuple[str, ...]]:
+    """Samples of experts, whose library is "library/kernel", with an indicator for each of ``kernels`` (by default those of the
+    data); the kernels in that order."""
     kernel = np.char.partition(data.library, "/")[:, 2]
-    kernels = tuple(sorted({str(k) for k in np.unique(kernel)}))
+    kernels = kernels or tuple(sorted({str(k) for k in np.unique(kernel)}))
     ones = (kernel[:, None] == np.array(kernels)).astype(np.float32)
     return replace(data, x=np.hstack([data.x, ones])), kernels
 

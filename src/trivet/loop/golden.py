@@ -130,7 +130,7 @@ def _operators(folder: Path, report: Report | None) -> Iterator[tuple[str, float
     from trivet.chip import residual
     from trivet.loop.calibrate import ALL_KINDS, RECIPES, fit_kind, predict
     from trivet.loop.collective_tables import load_collectives
-    from trivet.loop.fit_kernels import as_fitted, with_kernels
+    from trivet.loop.fit_kernels import as_fitted, with_expert_kernels, with_kernels
     from trivet.loop.operator_tables import load
 
     shipped = residual.shipped()
@@ -140,9 +140,13 @@ def _operators(folder: Path, report: Report | None) -> Iterator[tuple[str, float
         data = load_collectives(folder) if kind == "collective" else load(folder, kind, 1 << 30)
         if data.precisions != shipped[kind].precisions:
             raise TrivetError(f"{kind}: precisions are not those of the coefficients", field=str(folder))
-        forgotten = predict(shipped[kind], as_fitted(data, RECIPES[kind])[0], hide=True)[0]
         close = shipped.get(kind + residual.KNOWN, shipped[kind])
-        known = predict(close, with_kernels(data, close.kernels)[0] if close.kernels else data)[0]
+        if kind == "moe":  # one fit, which knows the kernels
+            seen = named = with_expert_kernels(data, close.kernels)[0]
+        else:
+            seen, named = as_fitted(data, RECIPES[kind])[0], with_kernels(data, close.kernels)[0] if close.kernels else data
+        forgotten = predict(shipped[kind], seen, hide=True)[0]
+        known = predict(close, named)[0]
         yield f"{kind}, as calibrated: median error", _median_error(known, data.seconds)
         yield f"{kind}, chip and family forgotten: median error", _median_error(forgotten, data.seconds)
         left_out = fit_kind(data, replace(RECIPES[kind], batch=SAMPLE_BATCH)).outside_s
