@@ -16,6 +16,7 @@ from trivet.cloud.training.names import architecture
 from trivet.cloud.training.network import Network
 from trivet.cloud.training.profile import shipped
 from trivet.cloud.training.step import StepResult, train_step
+from trivet.operators import Gemm
 
 
 @pytest.fixture
@@ -359,3 +360,14 @@ def test_shares_of_unmeasured_chips_follow_power_and_meet_the_measured_ones() ->
         misses.append(kernels.typical_share(p, "bf16") / kernels.sustained_share(p, c, "bf16") - 1.0)
     assert sorted(abs(m) for m in misses)[len(misses) // 2] < 0.06
     assert sum(abs(m) > 0.15 for m in misses) <= 1
+
+
+def test_a_power_limit_counts_once() -> None:
+    # large kernels were measured under it: ideal times that knew it too would count it twice
+    h100 = chip("h100")
+    point = kernels.point(h100, "bf16")
+    assert point.power_flops == 0.0
+    side = 16384.0
+    (found,) = kernels.ideal([Gemm("product", m=side, n=side, k=side, dtype="bf16")], h100)
+    rate = 2.0 * side**3 / found.compute_s * kernels.sustained_share(point, shipped(), "bf16")
+    assert rate == pytest.approx(shipped().sustained["h100"]["bf16"], rel=0.05)

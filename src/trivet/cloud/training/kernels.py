@@ -7,7 +7,7 @@ the constants, so a calibration or a search computes them once: ``ideal`` makes 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from trivet.chip.point import ChipPoint, chip_point
 from trivet.chip.spec import Chip
@@ -26,11 +26,12 @@ _POINTS: dict[tuple[int, str], tuple[Chip, ChipPoint]] = {}
 
 
 def point(chip: Chip, dtype: str) -> ChipPoint:
-    """``chip_point``, once a chip object and dtype."""
+    """``chip_point``, once a chip object and dtype, without its power limit: the sustained rates that divide the ideal times
+    were measured under it, and ``throttle`` is what it takes beyond them in hours."""
     key = (id(chip), dtype)
     known = _POINTS.get(key)
     if known is None or known[0] is not chip:
-        known = _POINTS[key] = (chip, chip_point(chip, dtype))
+        known = _POINTS[key] = (chip, replace(chip_point(chip, dtype), power_flops=0.0))
     return known[1]
 
 
