@@ -28,9 +28,9 @@ Floats = NDArray[np.float64]
 Z80 = 1.2815515655446004
 FACTORS = ("decode", "prompt", "host", "request")
 # Log spreads: of the factors between campaigns, and of one row's TPOT and TTFT around its campaign.
-PRIOR = np.array([0.30, 0.40, 0.50, 0.60])
+PRIOR = np.array([0.20, 0.27, 0.50, 0.45])
 DECODE_AND_PROMPT = 0.5  # correlation: the same kernels
-ROW = np.array([0.11, 0.33])
+ROW = np.array([0.087, 0.30])
 _SCALED: dict[str, tuple[str, ...]] = {
     "decode": ("weights", "floors", "graph_s", "layer_s"),
     "prompt": ("prefill_weights",),
