@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from trivet.chip.point import CDNA, SYSTOLIC
+
 UNPACK_INTEGERS = 32.0  # integer weights that a unit widens in a cycle by bit operations
 
 
@@ -40,6 +42,8 @@ class ExpertKernel:
 # cutlass: TensorRT-LLM's grouped products. ficutlass: the same out of FlashInfer, launched from Python; +90: not tuned on Hopper,
 # where it reads weights at a fifth to a quarter of the memory's rate. deepgemm: contiguous rows padded to 128 an expert.
 # oai: the Triton kernels that came with gpt-oss. mixed: TensorRT-LLM's for such weights on Blackwell. min: its low-latency ones.
+# aiter: AMD's, which gather and activate inside their two products too; narrow weights enter the matrix units as they are.
+# compiled: a systolic core's, from its compiler: none of the rules of a GPU's units holds.
 KERNELS: dict[str, ExpertKernel] = {
     "gen": ExpertKernel(
         5.0,
@@ -61,6 +65,12 @@ KERNELS: dict[str, ExpertKernel] = {
     "mixed": ExpertKernel(13.0, unpack=20.0, like=("oai", "marlin", "triton", "gen")),
     "marlin": ExpertKernel(12.0, portable=True, unpack=32.0, like=("oai", "triton", "gen")),
     "xpu": ExpertKernel(10.0, like=("triton",)),
+    "aiter": ExpertKernel(
+        4.0,  # scores, sorted rows, two products; narrow activations are quantised before each
+        like=("gen", "cutlass", "triton"),
+        more=tuple((name, 2.0) for name in ("fp8", "fp8_block", "mxfp8", "int8", "nvfp4", "w4a8_mxfp4")),
+    ),
+    "compiled": ExpertKernel(7.0, like=("triton", "cutlass", "gen")),
 }
 USUAL = ExpertKernel(8.0)
 # Words of a table's kernel source -> kernel, the first that is found.
@@ -90,14 +100,16 @@ _CHOSEN: dict[tuple[str, str], dict[str, str]] = {
     ("trtllm", "mxfp4"): {"blackwell": "mixed", "": "oai"},
     ("trtllm", "w4a8_mxfp4"): {"blackwell": "gen", "": "cutlass"},
 }  # fmt: skip
+# Families whose experts run on their maker's kernels under every engine. Of integer weights AMD's library has no form.
+_MAKERS = {"battlemage": "xpu", **dict.fromkeys(CDNA, "aiter"), **dict.fromkeys(SYSTOLIC, "compiled")}
 WIDENING = ("int4_wo", "int8_wo", "mxfp4")  # narrow weights under 16-bit activations
 PORTABLE_FLOPS = 2048.0  # 16-bit operations that a unit does in a cycle through Ampere's warp-wide multiply
 
 
 def expert_kernel(library: str, family: str, precision: str, source: str = "") -> str:
     """The kernel of a table's ``source``; without one, what ``library`` runs on an architecture family."""
-    if family == "battlemage":
-        return "xpu"
+    if family in _MAKERS:
+        return "triton" if family in CDNA and precision in ("int4_wo", "int8_wo") else _MAKERS[family]
     found = next((name for word, name in _SOURCES if word in source.lower()), "")
     if not found and library == "trtllm":
         found = _TRTLLM.get(precision, "cutlass") if source else ""

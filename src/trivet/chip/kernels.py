@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from trivet.chip.point import CDNA
 from trivet.operators import Attention, Compute, Conv, Gemm, GroupedGemm, Scan, Stream
 
 KINDS = ("gemm", "gemm_narrow", "moe", "prefill", "decode", "mla_prefill", "mla_decode", "scan")
@@ -60,8 +61,9 @@ _ATTENTION = {
 }  # fmt: skip
 
 
-# Families whose units copy and multiply asynchronously, which attention kernels of all makers of software build on there.
-ASYNCHRONOUS = ("hopper", "blackwell")
+# Families whose units copy and multiply asynchronously, which attention kernels of all makers of software build on there; AMD's,
+# in assembly, load straight into shared memory while two groups of waves take turns.
+ASYNCHRONOUS = ("hopper", "blackwell", *CDNA)
 
 
 def attention_style(family: str) -> str:

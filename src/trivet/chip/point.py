@@ -23,6 +23,7 @@ MATH = {
     "fp32": "fp32", "tf32": "tf32", "bf16": "bf16", "fp16": "fp16", "fp8": "fp8", "fp8_block": "fp8", "mxfp8": "fp8",
     "int8": "int8", "int8_wo": "bf16", "int4_wo": "bf16", "nvfp4": "fp4", "mxfp4": "bf16", "w4a8_mxfp4": "fp8",
 }  # fmt: skip
+CDNA = ("cdna3", "cdna4")  # families of AMD, where the kernels of its library AITER run under every engine
 # Families whose cores run a whole product through systolic arrays, fed by a compiler's copies ahead of time. A core is no unit
 # that one tile fills, and what it reads does not wait for a block's chain of addresses: they count as as many units as a GPU of
 # their peak has, of UNIT_PEAK_FLOPS each in 16 bits (A100 2.9, H100 7.5, B200 15 TFLOP/s; MI300X 4.3).
@@ -146,6 +147,7 @@ def _build(chip: Chip, dtype: str) -> ChipPoint:
     # Data sheets of today's accelerators give 1 unit for 3-16 TFLOP/s of BF16 and L2 of 30-130 MB: wide where unknown.
     units = _positive(chip, "compute_units", 128.0, 0.4)
     cache = sram if sram is not None else _positive(chip, "l2_bytes", 48e6, 0.5)
+    cores = units  # what one instruction keeps busy: a systolic array fetches little an operation
     if chip.family in SYSTOLIC:
         units = Value(_peak(chip, "bf16")[0].value / UNIT_PEAK_FLOPS, 0.4)
     vector = _positive(chip, "peak_flops_fp32", peak.value / 16.0, 0.3)
@@ -164,7 +166,7 @@ def _build(chip: Chip, dtype: str) -> ChipPoint:
         sigma_cache=cache.log_sigma, bench=tuple(0.0 if b is None else b.value for b in bench),  # type: ignore[arg-type]
         fed_flops=fed, fine_grained=chip.role == "cpu",
         stacked=bool(chip.get("memory_stacks")) or bandwidth.value > STACKED_BANDWIDTH,
-        power_flops=_power_flops(chip, peak.value / max(1.0, units.value) / clock, math_dtype),
+        power_flops=_power_flops(chip, peak.value / max(1.0, cores.value) / clock, math_dtype),
     )  # fmt: skip
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trivet.chip.experts import PORTABLE_FLOPS, WIDENING, of_library, widened_ahead
-from trivet.chip.point import OPERAND_BYTES, ChipPoint
+from trivet.chip.point import CDNA, OPERAND_BYTES, SYSTOLIC, ChipPoint
 from trivet.errors import Unsupported
 from trivet.operators import ACTIVATION_BYTES, WEIGHT_BYTES, Attention, Conv, Gemm, GroupedGemm, Scan, Stream
 
@@ -104,6 +104,12 @@ def _quantise_s(values: Floats, width: float, point: ChipPoint) -> Floats | floa
     return _memory_s(values * (2.0 + width), held, point)
 
 
+def quantise_s(op: Gemm, point: ChipPoint) -> Floats:
+    """Time of that pass ahead of a product."""
+    width = ACTIVATION_BYTES[op.dtype] if point.native else 2.0
+    return _array(_quantise_s(_array(op.batch) * _array(op.m) * _array(op.k), width, point))
+
+
 def _throttled(compute_s: Floats, flops: Floats, point: ChipPoint) -> Floats:
     """Compute time of products where the power limit holds the clock down: at once by what the board can draw, after about a
     millisecond by what it may draw for long."""
@@ -123,7 +129,7 @@ def gemm_terms(op: Gemm, point: ChipPoint, isolated: bool = False) -> Terms:
     activation = ACTIVATION_BYTES[op.dtype] if point.native else 2.0
     total = batch * (WEIGHT_BYTES[op.dtype] * n * k + activation * m * k + 2.0 * m * n)
     warm = _warm(total * COPIES, point, isolated)
-    before = _quantise_s(batch * m * k, activation, point)
+    before = quantise_s(op, point)
     flops = 2.0 * batch * m * n * k
     return Terms(
         _throttled(compute_s, flops, point) + before,
@@ -175,9 +181,13 @@ def grouped_terms(op: GroupedGemm, point: ChipPoint, isolated: bool = False, lib
 
 def _latent_work(op: Attention, point: ChipPoint, library: str) -> Floats | float:
     """Time of a latent prefill's products over that of its expanded heads at the peak of its precision: a cache in 8 bits is
-    multiplied in 16, and SGLang's FlashAttention 3 and Triton kernels (all but Blackwell's) multiply latents, not heads."""
+    multiplied in 16, and SGLang's FlashAttention 3 and Triton kernels (all but Blackwell's) multiply latents, not heads.
+    On AMD and on systolic cores it runs other kernels, which multiply heads, on CDNA 4 in 8 bits."""
+    sglang = library.startswith("sglang")
+    if sglang and point.family == "cdna4":
+        return 1.0
     wide = 2.0 if point.native and point.math == "fp8" else 1.0
-    if not library.startswith("sglang") or point.family == "blackwell":
+    if not sglang or point.family in ("blackwell", *CDNA, *SYSTOLIC):
         return wide
     return wide * ABSORBED / (_array(op.qk_head_dim) + _array(op.v_head_dim))
 

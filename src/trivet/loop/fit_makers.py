@@ -23,9 +23,12 @@ from numpy.typing import NDArray
 
 from trivet.chip import catalogue, residual
 from trivet.chip.centre import believed
+from trivet.chip.experts import KERNELS as EXPERTS
+from trivet.chip.features import floor_seconds
 from trivet.chip.kernels import kind_of, precision_of
 from trivet.chip.point import chip_point
 from trivet.chip.spec import Chip
+from trivet.chip.terms import quantise_s
 from trivet.chip.timing import predict_flat
 from trivet.errors import TrivetError
 from trivet.operators import Attention, Gemm, GroupedGemm
@@ -35,10 +38,9 @@ LIBRARIES = ("vllm", "sglang")
 COLUMNS = ("chip", "kind", "precision", "rows", "columns", "depth", "experts", "top_k", "us")
 ATTENTION = ("sequences", "q_tokens", "kv_tokens", "heads", "kv_heads", "qk_head_dim", "v_head_dim", "causal", "us")
 PRIOR = np.array([0.4, 0.3, 0.5])  # log spread of the offsets before the fit
-# A precision with few rows (published peaks, of shapes chosen to show them) stays near the same units' other format, where the
-# family has one with many, else near the maker's other family.
-FEW, FEW_PRIOR = 40, np.array([0.15, 0.15, 0.25])
-NEAR = {"fp8": "fp8_block"}
+# A precision with few rows (published peaks, of shapes chosen to show them) stays near the maker's other family. Not near the
+# same units' other format: kernels of block-scaled FP8 wait for their scales where those of one scale wait for power.
+FEW, FEW_PRIOR = 20, np.array([0.15, 0.15, 0.25])
 HUBER = 0.25
 ROUNDS = 30
 POWERS = (1.0, 1.25, 1.5, 2.0, 2.5, 4.0)
@@ -50,6 +52,7 @@ HOSTED = (("gemm_narrow", "vllm", "fp8_block"),)
 # What a family's kernels do not tell of another chip of it, or of the next release of the library: MI300X and MI325X sustain
 # 49-58% of the FP8 peak and 54-64% of the BF16 peak.
 LEAST = np.array([0.12, 0.08, 0.15])
+PUBLISHED_LAUNCHES = 2.0  # AITER's times of experts are those of the two products: us = us1 + us2
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +77,19 @@ class Sample:
         if self.kind == "gemm":
             return Gemm("published", rows, columns, depth, self.precision)
         return GroupedGemm("published", rows, depth, columns, experts, experts, top_k, self.precision)
+
+
+def whole_seconds(sample: Sample, chip: Chip) -> Floats:
+    """Seconds of all kernels: of products, with the pass that quantises activations ahead of the published kernel; of experts,
+    with a floor each for routing, sorting and quantising."""
+    operator = sample.operator()
+    if isinstance(operator, Gemm):
+        return np.asarray(sample.seconds + quantise_s(operator, chip_point(chip, sample.precision)))
+    if not isinstance(operator, GroupedGemm):
+        return sample.seconds
+    launches = EXPERTS["aiter"].launched(sample.precision)
+    floor = floor_seconds(chip_point(chip, sample.precision), "moe", "vllm/aiter", sample.precision)
+    return np.asarray(sample.seconds + (1.0 - PUBLISHED_LAUNCHES / launches) * floor)
 
 
 def read(path: Path) -> list[Sample]:
@@ -154,10 +170,8 @@ def _families(
     newest = sorted(parts.items(), key=lambda part: (part[0][0], _rows(part[1]), part[0]), reverse=True)
     for (family, kind, library, precision), found in newest:
         name, few = f"{kind}|{library}|{precision}", _rows(found) < FEW
-        near = f"{kind}|{{}}|{NEAR.get(precision, '')}"
-        own = [families.get(family, {}).get(near.format(other)) for other in (library, *LIBRARIES)] if few else []
         others = [names.get(name) for known, names in families.items() if known != family]
-        start = next((held["offset"] for held in (*own, *others) if held), None)
+        start = next((held["offset"] for held in others if held), None)
         wide = LATENT_PRIOR if kind == "mla_prefill" else PRIOR
         prior = (np.array(start or [0.0] * 3), FEW_PRIOR if few and start else wide)
         loss, fitted = _fitted(found, kind, library, precision, prior, power)
@@ -214,7 +228,7 @@ def _linearised(
         learned = kinds[held]
         offset, _, _, _ = believed(learned, point, point, held, named, precision)
         parts = predict_flat(learned, operator, point, kind, named, offset + delta, False, bounded=False, power=power)
-        gaps.append(np.log(sample.seconds / parts[0]))
+        gaps.append(np.log(whole_seconds(sample, chip) / parts[0]))
         slopes.append(np.column_stack(parts[1:4]))
         size = np.floor(np.log2(np.maximum(sample.shape[:, 0], 1.0)) / 1.5)
         _, where, count = np.unique(size, return_inverse=True, return_counts=True)
