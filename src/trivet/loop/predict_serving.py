@@ -25,7 +25,7 @@ Z80 = 1.2815515655446004
 # of the published rows of half of the models fall inside (docs/accuracy.md, "Chips of other makers"); clients of published
 # first tokens differ most.
 MEASURED_MAKER = "NVIDIA"
-PORTED = {"tpot": 0.15, "ttft": 0.5}
+PORTED = {"tpot": 0.20, "ttft": 0.5}
 COLUMNS = ("id", "ttft_ms", "ttft_ms_lo", "ttft_ms_hi", "tpot_ms", "tpot_ms_lo", "tpot_ms_hi", "error")
 
 
