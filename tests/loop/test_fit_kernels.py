@@ -39,7 +39,7 @@ def test_kernel_of_a_family_or_its_style() -> None:
     kinds = residual.shipped()
     assert residual.with_kernel(kinds, "decode", "vllm", "ada", "bf16+fp8") == ("decode_known", "vllm/fi")
     assert residual.with_kernel(kinds, "decode", "vllm", "cdna3", "bf16+bf16") == ("decode", "vllm")
-    assert residual.with_kernel(kinds, "prefill", "vllm", "cdna3", "bf16+bf16") == ("prefill", "vllm/sync")
+    assert residual.with_kernel(kinds, "prefill", "vllm", "cdna3", "bf16+bf16") == ("prefill", "vllm/async")
     assert residual.with_kernel(kinds, "gemm", "vllm", "ada", "bf16") == ("gemm", "vllm")
     assert attention_kernel("trtllm", "hopper", "fp8+fp8", "prefill") == "fmha+90"
     assert attention_style("blackwell") == "async" and attention_style("blackwell-gddr") == "sync"

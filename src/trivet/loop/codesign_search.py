@@ -97,7 +97,9 @@ class _Walk:
         self.study, self.names, self.limits, self.bounds = study, names, limits, list(bounds)
         self.point = [min(max(0.0, low), high) for low, high in bounds]
         self.radius, self.evaluations = 0.4, 1
-        here = _try(study, names, self.point)
+        # Where bounds keep the chip away from the base's own, the base's layouts may not run at all: then all are laid out anew.
+        self.relayout = _try(study, names, self.point) is None
+        here = _try(study, names, self.point, self.relayout)
         if here is None:
             raise DoesNotFit("cannot run the demand where the search starts", field=study.chip.name)
         self.here = here
@@ -112,7 +114,7 @@ class _Walk:
             target = [x + d for x, d in zip(self.point, move, strict=True)]
             target = _pulled_in(self.study.chip, self.names, target, self.limits, costs)
             target = [min(max(x, low), high) for x, (low, high) in zip(target, self.bounds, strict=True)]
-            there = _try(self.study, self.names, target)
+            there = _try(self.study, self.names, target, self.relayout)
             self.evaluations += 1
             over_there = _excess(_at(self.study.chip, self.names, target), self.limits)
             inwards = over > TOLERANCE and over_there < 0.9 * over
@@ -139,7 +141,7 @@ class _Walk:
             ends: list[tuple[float, float]] = [(0.0, self.here)]
             for h in (0.1, -0.1):
                 moved = [x + (h if i == index else 0.0) for i, x in enumerate(self.point)]
-                there = _try(self.study, self.names, moved)
+                there = _try(self.study, self.names, moved, self.relayout)
                 self.evaluations += 1
                 if there is not None:
                     ends.append((h, there))
@@ -190,10 +192,11 @@ def _factors(names: Sequence[str], point: Sequence[float]) -> dict[str, float]:
     return {name: math.exp(x) for name, x in zip(names, point, strict=True)}
 
 
-def _try(study: Study, names: Sequence[str], point: Sequence[float]) -> float | None:
-    """Mean log cost of the chip at ``point``; None where it cannot run the demand."""
+def _try(study: Study, names: Sequence[str], point: Sequence[float], relayout: bool = False) -> float | None:
+    """Mean log cost of the chip at ``point``; None where it cannot run the demand (in the base's layouts, unless
+    ``relayout``)."""
     try:
-        return study.mean_log(study.run(_factors(names, point), relayout=False), study.base)
+        return study.mean_log(study.run(_factors(names, point), relayout=relayout), study.base)
     except DoesNotFit:
         return None
 
