@@ -20,8 +20,8 @@ from trivet.loop.serving_model import Compiler, Steady, steady
 from trivet.loop.serving_residual import FORMS, fit_process, shipped
 from trivet.loop.serving_rows import Case
 from trivet.loop.validate_serving import tails
+from trivet.units import Z80
 
-Z80 = 1.2815515655446004
 QUANTITIES = ("tpot", "ttft")
 LEAST_ROWS = 8  # of a campaign that is asked about
 

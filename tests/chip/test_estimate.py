@@ -13,6 +13,7 @@ from trivet.chip import estimate
 from trivet.chip.estimate import Estimate
 from trivet.errors import TrivetError
 from trivet.facts import Fact
+from trivet.units import Z80
 
 _sigma = st.floats(0.01, 0.2)
 
@@ -36,7 +37,7 @@ def test_one_doubt_cancels() -> None:
 def test_driver_and_interval() -> None:
     both = Estimate(1.0, {"a": 0.1, "b": -0.2})
     assert both.driver == "b"
-    assert both.hi / both.lo == pytest.approx(math.exp(2 * estimate.Z80 * math.hypot(0.1, 0.2)))
+    assert both.hi / both.lo == pytest.approx(math.exp(2 * Z80 * math.hypot(0.1, 0.2)))
 
 
 def test_facts_in() -> None:

@@ -111,7 +111,8 @@ def test_shipped_profiles_are_those_of_the_logs(shared_data: Path, tmp_path: Pat
     log = shared_data / "requests" / f"{stem}_llama-3.1-8b.jsonl"
     done = CliRunner().invoke(app, ["--requests", str(log), "--chip", chip, "-o", str(out), "--json"])
     assert done.exit_code == 0, done.output
-    # Threads of linear algebra move the last bits, and a queue's leaps the way that the factors share: equal to that.
+    # Threads of linear algebra move the last bits, and a queue's leaps make that a fraction of a per cent of the factors.
     found, shipped = (json.loads(p.read_text())["factors"] for p in (out, data_folder() / "engines" / f"vllm-{chip}.json"))
-    assert found == pytest.approx(shipped, rel=0.35)
+    assert found.pop("step_s") == pytest.approx(shipped.pop("step_s"), rel=0.15)
+    assert found == pytest.approx(shipped, rel=0.02)
     assert abs(json.loads(done.stdout)["logs"][0]["TPOT error calibrated"]) < 0.01

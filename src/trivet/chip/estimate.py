@@ -13,8 +13,7 @@ from dataclasses import dataclass, field
 
 from trivet.errors import TrivetError
 from trivet.facts import Fact
-
-Z80 = 1.2815515655446004  # half-width of a central 80% interval of the normal distribution
+from trivet.units import Z80
 
 
 @dataclass(frozen=True, slots=True)

@@ -163,6 +163,7 @@ def _build(chip: Chip, dtype: str) -> ChipPoint:
         0.0).value if chip.get("link_bandwidth_bytes_per_s") else 0.0,
         watts=_positive(chip, "tdp_w", 500.0).value, launch_s=chip.get("launch_s") or 0.0,
         host_launch_s=chip.get("host_launch_s") or 0.0, sigma_compute=peak.log_sigma, sigma_bandwidth=bandwidth.log_sigma,
+        # mypy does not see that ``bench`` holds three.
         sigma_cache=cache.log_sigma, bench=tuple(0.0 if b is None else b.value for b in bench),  # type: ignore[arg-type]
         fed_flops=fed, fine_grained=chip.role == "cpu",
         stacked=bool(chip.get("memory_stacks")) or bandwidth.value > STACKED_BANDWIDTH,

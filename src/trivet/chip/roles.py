@@ -15,6 +15,7 @@ from trivet.chip.estimate import Estimate
 from trivet.chip.spec import Chip
 from trivet.errors import Unsupported
 from trivet.operators import WEIGHT_BYTES, Conv, Gemm
+from trivet.units import Z80
 
 # What is left of a roofline on a CPU: STREAM over channel peak; BLAS with all cores at the sustained clock.
 _DDR_EFFICIENCY = estimate.between(0.60, 0.85, "DDR efficiency")
@@ -94,7 +95,7 @@ def resnet50(chip: Chip, batch: float = 16.0) -> Answer:
     layers = resnet50_operators(batch)
     times = [_network_s(layers, width, peak.value, sram.value) for width in _ARRAY_WIDTHS]
     middle = math.exp(sum(math.log(t) for t in times) / len(times))
-    width_sigma = math.log(max(times) / min(times)) / (2 * estimate.Z80)
+    width_sigma = math.log(max(times) / min(times)) / (2 * Z80)
     faster = sum(_network_s(layers, w, peak.value * 1.01, sram.value) for w in _ARRAY_WIDTHS) / sum(times)
     share = min(1.0, max(0.0, (1.0 - faster) / 0.0099))  # of the time that is arithmetic
     spread = {name: s * share for name, s in peak.spread.items()}

@@ -23,6 +23,7 @@ from trivet.chip.estimate import Estimate
 from trivet.chip.reading import price_sheet
 from trivet.chip.spec import Chip
 from trivet.errors import Unsupported
+from trivet.units import Z80
 
 KNOWN_DIES = (
     "p100",
@@ -258,7 +259,7 @@ def _by_node(chip: Chip, table: dict[int, float], name: str) -> Estimate:
     if fact.lo is None or fact.hi is None:
         return Estimate(value)
     ends = sorted((table[_nearest(fact.lo, table)], table[_nearest(fact.hi, table)]))
-    sigma = math.log(ends[1] / ends[0]) / (2 * estimate.Z80)
+    sigma = math.log(ends[1] / ends[0]) / (2 * Z80)
     # Denser logic and denser SRAM are the same doubt: the node. Density falls as the SRAM cell grows.
     sign = 1.0 if name.startswith("density") else -1.0
     return Estimate(value, {f"{chip.name} process_nm": sign * sigma} if sigma else {})

@@ -21,11 +21,11 @@ from trivet.chip.point import ChipPoint, chip_point
 from trivet.chip.spec import Chip
 from trivet.chip.terms import Terms, terms
 from trivet.operators import Attention, Compute, Gemm, Number, Stream
+from trivet.units import Z80
 
 Floats: TypeAlias = NDArray[np.float64]
 Kinds: TypeAlias = dict[str, residual.Kind]
 
-Z80 = 1.2815515655446004  # an 80% interval is the median times exp(-+ Z80 sigma)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

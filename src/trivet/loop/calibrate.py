@@ -35,9 +35,9 @@ from trivet.loop.fit_operators import Recipe, Trained, take_apart, train
 from trivet.loop.fit_typical import assembled, centred, labelled, seen
 from trivet.loop.operator_tables import Samples, load, read
 from trivet.operators import Gemm
+from trivet.units import Z80
 
 Floats = NDArray[np.float64]
-Z80 = 1.2815515655446004
 # Rows for each chip, engine and precision: enough to see every corner of the tables, few enough for minutes.
 ROWS = {
     "gemm": 1000, "gemm_narrow": 1000, "moe": 800, "prefill": 800, "decode": 1000, "mla_prefill": 600, "mla_decode": 600,

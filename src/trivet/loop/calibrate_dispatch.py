@@ -14,9 +14,9 @@ from trivet.chip.catalogue import chip as catalogue_chip
 from trivet.cloud.collectives import levels_of
 from trivet.cloud.dispatch import PHASES, Constants, Exchange, terms, width
 from trivet.errors import TrivetError
+from trivet.units import Z80
 
 Floats = NDArray[np.float64]
-Z80 = 1.2815515655446004
 ROBUST = 0.3  # log error beyond which a row counts ever less
 # Logs of floor, per expert, per token, inefficiency: a launch and two flags, little, little, two thirds of the link.
 PRIOR, PRIOR_SIGMA = np.log([3e-5, 3e-8, 2e-8, 1.5]), np.array([1.5, 2.0, 2.5, 1.0])

@@ -41,18 +41,23 @@ class LogFit:
     before: tuple[float, ...]
     after: tuple[float, ...]
 
+    @property
+    def factors(self) -> dict[str, float]:
+        """Times the kernels as measured, and the fixed time of a step, rounded to what a profile holds."""
+        return dict(zip(FACTORS, np.exp(self.logs).round(3).tolist(), strict=True)) | {"step_s": round(self.step_s, 6)}
+
     def text(self) -> str:
         """What a file in ``engines/`` of a catalogue folder holds."""
-        step_s = round(self.step_s, 6)
-        factors = dict(zip(FACTORS, np.exp(self.logs).round(3).tolist(), strict=True))
-        constants = asdict(process(self.engine, "", np.log(list(factors.values())), step_s))
+        factors = self.factors
+        logs = np.log([factors[name] for name in FACTORS])
+        constants = asdict(process(self.engine, "", logs, factors["step_s"]))
         del constants["engine"]
         held = constants | {"tpot_sigma": RUN[0], "ttft_sigma": RUN[1]}
         document = {
             "engine": self.engine,
             "chip": self.chip,
             "runs": len(self.after),
-            "factors": factors | {"step_s": step_s},
+            "factors": factors,
             "constants": held,
         }
         return json.dumps(document, indent=1, allow_nan=False) + "\n"

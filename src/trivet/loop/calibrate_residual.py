@@ -28,10 +28,10 @@ from trivet.loop.serving_residual import (
     square,
     vocabulary_of,
 )  # fmt: skip
+from trivet.units import Z80
 
 Floats = NDArray[np.float64]
 Mask = NDArray[np.bool_]
-Z80 = 1.2815515655446004
 SCORE_DEGREES = 4.0  # of freedom of the score
 ROW_DEGREES, CAMPAIGN_DEGREES = 4.0, 2.0  # of the rows' noise and the campaigns' terms
 PRIOR_WIDTH = 1.2  # of the logs around ``Form.start``

@@ -45,7 +45,7 @@ class Calibration:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "engines.json").write_text(json.dumps({"engines": self.engines}, indent=1) + "\n", encoding="utf-8")
         buffer = io.BytesIO()
-        np.savez_compressed(buffer, **self.residual)  # type: ignore[arg-type]
+        np.savez_compressed(buffer, **self.residual)  # type: ignore[arg-type]  # no array is its flag
         (folder / "serving_residual.npz").write_bytes(buffer.getvalue())
 
 

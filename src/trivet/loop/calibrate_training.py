@@ -16,6 +16,7 @@ from trivet.cloud.training.profile import Constants, shipped
 from trivet.cloud.training.step import finish, sigma_class
 from trivet.errors import TrivetError
 from trivet.loop.predict_training import parse, text
+from trivet.units import Z80
 
 Floats = NDArray[np.float64]
 
@@ -131,7 +132,7 @@ def put(c: Constants, values: Mapping[str, float]) -> Constants:
         if head not in {f.name for f in fields(Constants)}:
             raise TrivetError(f"unknown constant {name!r}", field="constants")
         if key:
-            changes[head] = {**(changes.get(head) or getattr(c, head)), key: value}  # type: ignore[dict-item]
+            changes[head] = {**(changes.get(head) or getattr(c, head)), key: value}  # type: ignore[dict-item]  # a part's values
         else:
             changes[head] = value
     return c.with_(**changes)
@@ -249,7 +250,7 @@ def leave_out(
 
 def _sigma(errors: Floats) -> float:
     """Standard deviation whose 80% interval holds 80% of the errors."""
-    return float(np.quantile(np.abs(errors), 0.8)) / 1.2815515655446004
+    return float(np.quantile(np.abs(errors), 0.8)) / Z80
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,7 +25,6 @@ from trivet.errors import TrivetError
 from trivet.loop.serving_model import Compiler
 
 Floats = NDArray[np.float64]
-Z80 = 1.2815515655446004
 FACTORS = ("decode", "prompt", "host", "request")
 # Log spreads: of the factors between campaigns, and of one row's TPOT and TTFT around its campaign.
 PRIOR = np.array([0.20, 0.27, 0.50, 0.45])

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from trivet.chip.estimate import Z80
+from trivet.units import Z80
 
 
 def check_error(checks: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:

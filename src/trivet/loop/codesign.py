@@ -14,12 +14,12 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from trivet.chip import estimate
 from trivet.chip.silicon import bill_of_materials, die_area_mm2
 from trivet.chip.spec import Chip
 from trivet.chip.variant import PARAMETERS, compose, scaled
 from trivet.errors import DoesNotFit
 from trivet.loop.codesign_demand import Choice, Metrics, Price, Workload, choices, metrics, rate
+from trivet.units import Z80
 
 BUDGETS = ("area_mm2", "power_w", "bill_usd")
 METRICS = ("cost", "energy", "cards")
@@ -233,7 +233,7 @@ def with_spread(key: tuple[str, str, str], value: float, parts: Mapping[str, flo
     parts = {**parts, "kernels following the change": FOLLOWED * value}
     sigma = math.sqrt(sum(p * p for p in parts.values()))
     driver = max(parts, key=lambda name: abs(parts[name]), default="")
-    half = estimate.Z80 * sigma
+    half = Z80 * sigma
     return Sensitivity(*key, value, value - half, value + half, driver if sigma > 1e-9 else "")
 
 

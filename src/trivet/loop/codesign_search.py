@@ -97,9 +97,11 @@ class _Walk:
         self.study, self.names, self.limits, self.bounds = study, names, limits, list(bounds)
         self.point = [min(max(0.0, low), high) for low, high in bounds]
         self.radius, self.evaluations = 0.4, 1
+        here = _try(study, names, self.point)
         # Where bounds keep the chip away from the base's own, the base's layouts may not run at all: then all are laid out anew.
-        self.relayout = _try(study, names, self.point) is None
-        here = _try(study, names, self.point, self.relayout)
+        self.relayout = here is None
+        if here is None:
+            here = _try(study, names, self.point, relayout=True)
         if here is None:
             raise DoesNotFit("cannot run the demand where the search starts", field=study.chip.name)
         self.here = here

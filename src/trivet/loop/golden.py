@@ -164,7 +164,7 @@ def _requests(folder: Path, report: Report | None) -> Iterator[tuple[str, float]
     for number, path in enumerate(logs):
         if report is not None:
             report("request logs", number, len(logs))
-        meta = loop.read_meta(path.with_name(path.name.removesuffix(".jsonl") + ".meta.json"))
+        meta = loop.read_meta(loop.meta_path(path))
         if not meta.get("chip"):
             raise TrivetError("missing", field=f"{path.name}: meta: chip")
         log = loop.read_log(path)

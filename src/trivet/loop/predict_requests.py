@@ -222,11 +222,10 @@ def constants_of(replay: Replay, own: bool = True) -> EngineProfile:
     return replace(found or engine.process(name, version), overlap=replay.asynchronous)
 
 
-def predict(log: Log, meta: Mapping[str, Any], chip_name: str, own: bool = True) -> tuple[ServingResult, tuple[str, ...]]:
-    """Simulate the log's arrivals; not ``own``: without what logs of this very chip taught. Raises TrivetError for a chip,
-    model or layout that cannot be."""
+def predict(log: Log, meta: Mapping[str, Any], chip_name: str) -> tuple[ServingResult, tuple[str, ...]]:
+    """Simulate the log's arrivals. Raises TrivetError for a chip, model or layout that cannot be."""
     replay = Replay(log, meta, chip_name)
-    return replay.run(constants_of(replay, own)), replay.notes
+    return replay.run(constants_of(replay)), replay.notes
 
 
 def csv_text(log: Log, result: ServingResult) -> str:

@@ -18,9 +18,9 @@ from trivet.loop.serving_features import NAMED, features
 from trivet.loop.serving_model import Compiler, steady
 from trivet.loop.serving_residual import Process, shipped
 from trivet.loop.serving_rows import Case, Pool, Table, Unread, understand
+from trivet.units import Z80
 
 Floats = NDArray[np.float64]
-Z80 = 1.2815515655446004
 # Engines were measured on this maker's chips. On others their ports, graphs and fused kernels differ: log spreads that make 80%
 # of the published rows of half of the models fall inside (docs/accuracy.md, "Chips of other makers"); clients of published
 # first tokens differ most.

@@ -158,20 +158,17 @@ def _dispatch(folder: Path, out: Path | None, as_json: bool) -> None:
 
 def _makers(folder: Path, out: Path | None, as_json: bool) -> None:
     """Offsets of other makers' kernels; due after the operators were fitted, which they stand on."""
-    from trivet.interop.results import result_file
+    from trivet.apps.cli.output import write_file
     from trivet.loop import fit_makers
+    from trivet.report.tables import print_table
 
     table = fit_makers.fit(
         [*fit_makers.read(folder / "kernels.csv"), *fit_makers.read_attention(folder / "attention.csv")]
     )
-    if out is not None:
-        with result_file(out) as place:
-            place.write_text(fit_makers.text(table), encoding="utf-8")
+    write_file(out, fit_makers.text(table))
     if as_json:
         typer.echo(json.dumps(table))
         return
-    from trivet.report.tables import print_table
-
     shown = [
         {"family": family, "kernels": name, "rows": str(found["rows"]), "median": f"{100 * found['median_error']:.1f}%"}
         for family, names in table["families"].items()

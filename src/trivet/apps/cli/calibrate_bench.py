@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from trivet.errors import TrivetError
+from trivet.units import Z80
 
 if TYPE_CHECKING:
     from trivet.cloud.deployment import Deployment
@@ -45,7 +46,7 @@ def run(paths: Sequence[Path], launched: Launched, out: Path | None, as_json: bo
     write_file(out, loop.profile_text(found, engine, deployment.chip.name))
     rows = _rows(runs, observed, found, engine, compiler)
     width = {
-        name: {"before": 2 * loop.Z80 * float(found.before[i]), "after": 2 * loop.Z80 * float(found.after[i])}
+        name: {"before": 2 * Z80 * float(found.before[i]), "after": 2 * Z80 * float(found.after[i])}
         for i, name in enumerate(("tpot", "ttft"))
     }
     factors = {name: math.exp(v) for name, v in zip(loop.FACTORS, found.logs, strict=True)}

@@ -26,14 +26,14 @@ def simulate(
     ] = None,
     changes: Annotated[
         list[str], typer.Option("--set", help="Change a field: traffic.rate_scale=2, engine.kv_scale=0.5.")
-    ] = [],  # noqa: B006
+    ] = [],  # noqa: B006  (typer reads it, nothing changes it)
     fail: Annotated[
         list[str],
         typer.Option("--fail", help="Take something down: rack:600s, server#1:5m@1h, replica:60s, link#0:5s@40s."),
-    ] = [],  # noqa: B006
+    ] = [],  # noqa: B006  (typer reads it, nothing changes it)
     sweep: Annotated[
         list[str], typer.Option("--sweep", help="Try values: traffic.rate_scale=1,2,4; more options, all combinations.")
-    ] = [],  # noqa: B006
+    ] = [],  # noqa: B006  (typer reads it, nothing changes it)
     expect: Annotated[
         bool,
         typer.Option("--expect", help="Run the scenario's expectations: what each change does, and what it should."),

@@ -12,18 +12,6 @@ from trivet.cloud.engine.profiles import EngineProfile, profile
 
 FACTORS = ("products", "prompt_products", "attention")
 STEP_S = 1.0e-3  # of every step, not hidden behind the device: between those of the two cards whose logs were at hand
-# What else one process of vLLM spends between kernels: a layer, and the host's work, which asynchronous scheduling puts
-# beside the device's.
-_BETWEEN = {
-    "layer_s": 3.29e-6,
-    "host_decode_s": 6.28e-4,
-    "host_mixed_s": 1.312e-3,
-    "host_per_sequence_s": 7.0e-6,
-    "eager_floor_weight": 1.0,
-    "routed_layer_s": 0.0,
-    "latent_layer_s": 0.0,
-    "memory_reserve_bytes": 1.34e9,  # of vLLM 0.19 on a 4090, from the blocks that it allocated
-}
 _PRODUCTS = ("gemm", "head", "experts", "block_gemm")
 
 
@@ -34,8 +22,11 @@ def process(
     ``step_s`` a step between them. Raises UnknownName for an engine without a profile."""
     decode, prompt, attention = (float(v) for v in np.exp(np.zeros(3) if logs is None else logs))
     core = dict.fromkeys(KINDS, 1.0) | {"attention": attention, "latent": attention}
+    # What else one process of vLLM spends between kernels: a layer, and the host's work, which asynchronous scheduling puts
+    # beside the device's. The reserve is that of vLLM 0.19 on a 4090, from the blocks that it allocated.
     return replace(
         profile(engine, version), overlap=True, floors=dict.fromkeys(KINDS, 1.0), graph_s=step_s,
         weights=core | dict.fromkeys(_PRODUCTS, decode), prefill_weights=core | dict.fromkeys(_PRODUCTS, prompt),
-        **_BETWEEN,  # type: ignore[arg-type]
+        eager_floor_weight=1.0, layer_s=3.29e-6, host_decode_s=6.28e-4, host_mixed_s=1.312e-3, host_per_sequence_s=7.0e-6,
+        routed_layer_s=0.0, latent_layer_s=0.0, memory_reserve_bytes=1.34e9,
     )  # fmt: skip

@@ -84,6 +84,26 @@ def pop(heap, size):
 
 
 @njit(cache=True)
+def finish(heap, size, scale, t, first, outputs, tpot, finished):
+    """The request whose last token comes next ends at ``t``; returns (request, new size of the heap)."""
+    key, size = pop(heap, size)
+    r = int(key - np.floor(key / scale) * scale)
+    tpot[r] = (t - first[r]) / max(outputs[r] - 1.0, 1.0)
+    finished[r] = t
+    return r, size
+
+
+@njit(cache=True)
+def ask_again(issued, total, at, arrivals, queue, tail):
+    """A client sends its next request, if any is left, at ``at``; returns (issued, tail of the queue)."""
+    if issued < total:
+        arrivals[issued] = at
+        queue[tail] = issued
+        return issued + 1, tail + 1
+    return issued, tail
+
+
+@njit(cache=True)
 def drop(heap, size, request, scale):
     """Remove the entry of ``request`` from the heap of (finishing step, request) keys; returns the new size."""
     for i in range(size):
@@ -291,19 +311,13 @@ def replay(
                 stack[top] = r
                 top += 1
         while heap_size > 0 and np.floor(heap[0] / scale) <= steps:
-            key, heap_size = pop(heap, heap_size)
-            r = int(key - np.floor(key / scale) * scale)
-            tpot[r] = (t - first[r]) / max(outputs[r] - 1.0, 1.0)
-            finished[r] = t
+            r, heap_size = finish(heap, heap_size, scale, t, first, outputs, tpot, finished)
             done += 1
             running -= 1
             sum_context -= inputs[r] + 1.0 + np.ceil(max(outputs[r] - 1.0, 0.0) / tokens_a_step) * tokens_a_step
             reserved -= inputs[r] + outputs[r]
-            if clients > 0 and issued < total:
-                arrivals[issued] = t + client_s
-                waiting[tail] = issued
-                tail += 1
-                issued += 1
+            if clients > 0:
+                issued, tail = ask_again(issued, total, t + client_s, arrivals, waiting, tail)
         if running == 0:
             sum_context = 0.0
     return t

@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from trivet.cloud.serving._loop_closed import line, plane, pop, push
+from trivet.cloud.serving._loop_closed import ask_again, finish, line, plane, push
 
 
 @njit(cache=True)
@@ -110,10 +110,7 @@ def replay_ranks(
             active += 1
             sum_context += inputs[r] + 1.0
         while heap_size > 0 and np.floor(heap[0] / scale) <= steps:
-            key, heap_size = pop(heap, heap_size)
-            r = int(key - np.floor(key / scale) * scale)
-            tpot[r] = (t - first[r]) / max(outputs[r] - 1.0, 1.0)
-            finished[r] = t
+            r, heap_size = finish(heap, heap_size, scale, t, first, outputs, tpot, finished)
             done += 1
             active -= 1
             k = home[r]
@@ -121,11 +118,8 @@ def replay_ranks(
             running[k] -= 1
             reserved[k] -= inputs[r] + outputs[r]
             sum_context -= inputs[r] + 1.0 + np.ceil(max(outputs[r] - 1.0, 0.0) / tokens_a_step) * tokens_a_step
-            if clients > 0 and issued < total:
-                arrivals[issued] = t + client_s
-                arriving[tail] = issued
-                tail += 1
-                issued += 1
+            if clients > 0:
+                issued, tail = ask_again(issued, total, t + client_s, arrivals, arriving, tail)
         if active == 0:
             sum_context = 0.0
     return t

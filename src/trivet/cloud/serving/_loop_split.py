@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from trivet.cloud.serving._loop_closed import line, plane, pop, push
+from trivet.cloud.serving._loop_closed import finish, line, plane, push
 
 ROUND_ROBIN, LEAST_LOADED = 0, 1
 SCALE = 1048576.0
@@ -127,10 +127,7 @@ def replay_split(
             context[w] += running[w] * k * tokens_a_step
         # --- the worker's answers that end, and the requests that take their slots
         while sizes[w] > 0 and np.floor(heaps[w, 0] / SCALE) <= steps[w]:
-            key, sizes[w] = pop(heaps[w], sizes[w])
-            r = int(key - np.floor(key / SCALE) * SCALE)
-            tpot[r] = (clock[w] - first[r]) / max(outputs[r] - 1.0, 1.0)
-            finished[r] = clock[w]
+            r, sizes[w] = finish(heaps[w], sizes[w], SCALE, clock[w], first, outputs, tpot, finished)
             done += 1
             running[w] -= 1
             load[w] -= 1

@@ -215,7 +215,7 @@ class FleetRun:
             previous=traffic.previous if traffic.previous is not None else none64,
             think=_picoseconds(traffic.think_s) if traffic.think_s is not None else none64,
             target=none32,
-            hash_offsets=traffic.hash_offsets if cached else none64,  # type: ignore[arg-type]
+            hash_offsets=traffic.hash_offsets if cached else none64,  # type: ignore[arg-type]  # cached: they are there
             hash_ids=none64,
             first_id=self.sent,
             adapter=none32 if self.state.lora is None or traffic.adapter is None else traffic.adapter,

@@ -186,6 +186,7 @@ def _loads(isl: ArrayLike, osl: ArrayLike, concurrency: ArrayLike) -> tuple[tupl
     given = (isl, osl, concurrency)
     if all(isinstance(value, int | float) for value in given):
         shape: tuple[int, ...] = ()
+        # ``all`` narrows no type.
         points: list[Load] = [(float(isl), float(osl), float(concurrency))]  # type: ignore[arg-type]
     else:
         arrays = np.broadcast_arrays(*(np.asarray(value, float) for value in given))

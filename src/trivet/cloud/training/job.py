@@ -177,7 +177,7 @@ class TrainingJob:
 
     def with_(self, **changes: object) -> TrainingJob:
         """A copy with fields changed (checked again)."""
-        return replace(self, **changes)  # type: ignore[arg-type]
+        return replace(self, **changes)  # type: ignore[arg-type]  # any field's type
 
 
 def stage_layers(job: TrainingJob) -> tuple[int, ...]:

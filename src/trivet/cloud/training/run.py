@@ -20,12 +20,12 @@ from typing import Any
 
 import numpy as np
 
-from trivet.chip.estimate import Z80, Estimate, between
+from trivet.chip.estimate import Estimate, between
 from trivet.chip.spec import Chip
 from trivet.cloud import storage
 from trivet.cloud.fabric import Server
 from trivet.errors import TrivetError
-from trivet.units import DAY_S, HOUR_S
+from trivet.units import DAY_S, HOUR_S, Z80
 
 CHECKPOINTS = ("sync", "async", "memory")
 TARGETS = ("nvme", "object_store")

@@ -25,7 +25,7 @@ def requests(
     chip: Annotated[list[str], typer.Option("--chip", help="The chip of each log, in the same order.")],
     meta: Annotated[
         list[Path], typer.Option("--meta", help="Each log's settings; default: the log's name with .meta.json.")
-    ] = [],  # noqa: B006
+    ] = [],  # noqa: B006  (typer reads it, nothing changes it)
     out: Annotated[Path | None, typer.Option("-o", "--out", help="Folder for summary.json.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print summary.json instead of tables.")] = False,
 ) -> None:
@@ -41,16 +41,16 @@ def requests(
     for number, (path, name) in enumerate(zip(logs, chip, strict=True)):
         read = loop.read_log(path)
         place = meta[number] if meta else loop.meta_path(path)
-        settings = loop.read_meta(place)
-        result, notes = loop.predict(read, settings, name)
-        unseen = loop.compare(read, loop.predict(read, settings, name, own=False)[0])
+        replay = loop.Replay(read, loop.read_meta(place), name)
+        # As calibrated, and without what logs of this very chip taught.
+        seen, unseen = (loop.compare(read, replay.run(loop.constants_of(replay, own))) for own in (True, False))
         rows = [
             {**row, "left_out": other["error"], "limit": limit, "within": abs(row["error"]) <= limit}
-            for row, other in zip(loop.compare(read, result), unseen, strict=True)
+            for row, other in zip(seen, unseen, strict=True)
             for limit in (LIMITS[row["figure"]],)
         ]
         answers.append(
-            {"log": path.name, "chip": name, "requests": len(read.ids), "figures": rows, "notes": list(notes)}
+            {"log": path.name, "chip": name, "requests": len(read.ids), "figures": rows, "notes": list(replay.notes)}
         )
     deliver({"logs": answers}, out, as_json, lambda _: _show(answers))
 
