@@ -13,9 +13,11 @@ from typer.testing import CliRunner
 from trivet.apps.cli.calibrate import app
 from trivet.chip.reading import data_folder
 from trivet.cloud import engine
+from trivet.cloud.engine.process import STEP_S
 from trivet.cloud.serving.traffic import Traffic
 from trivet.errors import TrivetError
-from trivet.loop.calibrate_log import INDEPENDENT, PRIOR, fit
+from trivet.loop import calibrate_log
+from trivet.loop.calibrate_log import PRIOR, STEP_SIGMA_S, fit
 from trivet.loop.predict_requests import Log, Replay, constants_of, predict
 
 META = {
@@ -59,12 +61,16 @@ def test_a_log_of_the_prior_changes_nothing() -> None:
     assert found.step_s == pytest.approx(engine.process("vllm").graph_s, rel=1e-2)
 
 
-def test_two_logs_move_it_further_than_one() -> None:
+def test_what_counts_for_little_moves_it_little(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The more a log counts, the further from the prior the most probable constants lie and the nearer to the log; which of them
+    moves most, a log of one load leaves open."""
     log = made((1.2, 1.2, 1.2), 1.0e-3)
-    one, two = fit([log], [META], "l40s"), fit([log, log, log], [META] * 3, "l40s")
-    assert abs(two.after[0]) < abs(one.after[0])  # products and the fixed time share what a log shows, not always alike
-    assert PRIOR > 0
-    assert INDEPENDENT >= 1
+    strong = fit([log], [META], "l40s")
+    monkeypatch.setattr(calibrate_log, "INDEPENDENT", 2.0)
+    weak = fit([log], [META], "l40s")
+    far = [np.hypot(np.linalg.norm(f.logs / PRIOR), (f.step_s - STEP_S) / STEP_SIGMA_S) for f in (weak, strong)]
+    assert 0.1 < far[0] < 0.5 * far[1]
+    assert abs(strong.after[0]) < 0.5 * abs(weak.after[0]) < 0.5 * abs(weak.before[0])
 
 
 def test_refuses_what_teaches_nothing() -> None:
