@@ -11,6 +11,7 @@ import numpy as np
 from trivet.cloud import fabric
 from trivet.cloud.deployment import Deployment, StepTable
 from trivet.cloud.engine import Components, EngineProfile, assemble, compile_components, profile, room, schedule
+from trivet.cloud.engine.ported import behind
 from trivet.cloud.engine.versions import before
 from trivet.cloud.serving.steady import Policy, Split, Steady, closed_loop, closed_loop_split
 from trivet.errors import DoesNotFit
@@ -91,7 +92,7 @@ def deployment_key(deployment: Deployment) -> Any:
     quantisation = d.architecture.quantisation
     old = s.engine == "trtllm" and before(s.version, "1.2")  # other expert kernels: ``Clock.generated``
     return (d.architecture.name, quantisation, d.chip.name, d.server, d.layout, s.engine, old, s.kv_dtype, s.weight_dtype,
-            s.moe_dtype, s.speculative_tokens, s.all_reduce)  # fmt: skip
+            s.moe_dtype, s.speculative_tokens, s.all_reduce, behind(d))  # fmt: skip
 
 
 # Rows with a date come from a benchmark that draws lengths from 0.8 to 1.0 of the nominal ones. Rows without one come from

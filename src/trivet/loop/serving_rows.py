@@ -15,6 +15,7 @@ from typing import Any
 
 from trivet.chip import catalogue as chips
 from trivet.cloud.deployment import ENGINES, Deployment, EngineSettings
+from trivet.cloud.engine.ported import ATOM
 from trivet.errors import DoesNotFit, TrivetError
 from trivet.loop import serving_scripts
 from trivet.loop.serving_precision import resolve_precision
@@ -141,6 +142,7 @@ def _base(
     chip, architecture = chips.chip(chip_name), architecture_of(model)
     engine = _engine(engine_name, notes)
     labels = resolve_precision(architecture, model, chip, weights, moe_weights, notes)
+    version = ATOM if engine_name.lower() == ATOM else version
     settings = EngineSettings(engine=engine, version=version, kv_dtype=labels.kv)
     return Deployment(labels.architecture, chip, Layout(), settings), labels.name, tuple(notes)
 
@@ -273,6 +275,9 @@ def _concurrency(row: Mapping[str, str], pools: Sequence[Pool], notes: list[str]
 
 def _engine(text: str, notes: list[str]) -> str:
     name = _ENGINE_NAMES.get(text.lower(), text.lower()) or "vllm"
+    if name == ATOM:
+        notes.append("ATOM: vLLM's scheduler and AMD's own fused layers")
+        return "vllm"
     if name not in ENGINES:
         notes.append(f"engine {text!r} has no profile: that of vllm is used")
         return "vllm"

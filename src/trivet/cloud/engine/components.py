@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from trivet.chip import timing
 from trivet.cloud import collectives
 from trivet.cloud.deployment import Deployment
+from trivet.cloud.engine.ported import behind
 from trivet.cloud.engine.versions import before
 from trivet.model.layers import operators
 from trivet.model.parallel import Batch, Layout
@@ -31,6 +32,7 @@ PAST = np.array([0, 2048, 8192, 32768, 131072], float)
 
 # Kinds of work that a calibration may weigh: busy time of each, and launches.
 KINDS = ("gemm", "head", "experts", "attention", "scan", "stream", "all_reduce", "exchange", "block_gemm", "latent")
+_COLLECTIVE = np.array([kind in ("all_reduce", "exchange") for kind in KINDS])
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -257,11 +259,13 @@ def compile_components(deployment: Deployment) -> Components:
         logits=np.minimum(TOKENS[:, None], 64.0),
     )
     a = clock.sums(operators(architecture, decode, layout, **names), len(SEQUENCES), len(CONTEXT))
+    slower = behind(deployment)
+    kinds = np.where(_COLLECTIVE, 1.0, slower)
     b = clock.sums(operators(architecture, prompt, layout, **names), len(TOKENS), len(PAST))
     return Components(
-        a[0],
-        a[1],
-        a[2],
+        a[0] * kinds[:, None],
+        a[1] * kinds,
+        a[2] * slower,
         b[0] / pp,
         b[1] / pp,
         b[2] / pp,
