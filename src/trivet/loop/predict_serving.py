@@ -98,13 +98,14 @@ def _read(table: Table) -> list[Case | Unread]:
                     found.measured_on,
                     found.group,
                     found.notes,
+                    found.shortest,
                 )
             )
     return out
 
 
 def _key(case: Case) -> Any:
-    return (id(case.pools), case.isl, case.osl, case.concurrency, case.measured_on)
+    return (id(case.pools), case.isl, case.osl, case.concurrency, case.measured_on, case.shortest)
 
 
 def predict_cases(

@@ -49,6 +49,7 @@ class Case:
     measured_on: str
     group: Mapping[str, str]  # model, chip, engine, version, precision: names for calibration and reports
     notes: tuple[str, ...] = ()
+    shortest: float = 0.0  # shortest length over the nominal one; 0: as the client of a row of that kind draws them
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +122,10 @@ def _case(name: str, row: Mapping[str, str]) -> Case:
         "precision": precision,
         "measured_on": row.get("measured_on", ""),
     }
-    return Case(name, pools, isl, osl, concurrency, row.get("measured_on", ""), group, tuple(notes))
+    low = _number(row, "range_ratio", 0.0)
+    if not 0.0 <= low <= 1.0:
+        raise TrivetError(f"{low:g} is no share of a length", field="range_ratio", allowed="above 0, up to 1")
+    return Case(name, pools, isl, osl, concurrency, row.get("measured_on", ""), group, tuple(notes), low)
 
 
 def _launched_cache(base: Deployment, row: Mapping[str, str], precision: str) -> Deployment:
@@ -274,7 +278,8 @@ def _concurrency(row: Mapping[str, str], pools: Sequence[Pool], notes: list[str]
 
 
 def _engine(text: str, notes: list[str]) -> str:
-    name = _ENGINE_NAMES.get(text.lower(), text.lower()) or "vllm"
+    name = text.lower().removesuffix("-rocm")
+    name = _ENGINE_NAMES.get(name, name) or "vllm"
     if name == ATOM:
         notes.append("ATOM: vLLM's scheduler and AMD's own fused layers")
         return "vllm"

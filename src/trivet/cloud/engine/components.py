@@ -113,7 +113,7 @@ class Clock:
         """The library whose measured kernels an engine runs. vLLM's block-scaled products were timed with what their launch
         costs the host (tens to hundreds of microseconds), which a captured graph does not pay: SGLang's stand for them, the
         same kernels (DeepGEMM) timed on the device."""
-        hosted = self.library == "vllm" and isinstance(operator, Gemm) and operator.dtype == "fp8_block"
+        hosted = self.library == "vllm" and isinstance(operator, Gemm) and operator.dtype in ("fp8_block", "mxfp8")
         return "sglang" if hosted else self.library
 
     def deep_gemm(self, operator: GroupedGemm) -> bool:

@@ -19,7 +19,7 @@ from trivet.cloud.deployment import Deployment
 ATOM = "atom"  # as a version of vLLM: AMD's engine, or its plug-in, which runs AITER's fused layers
 # (engine, family) -> logarithm of the factor for models with experts, and without.
 BEHIND = {
-    ("sglang", "cdna3"): (0.50, 0.50),
+    ("sglang", "cdna3"): (0.55, 0.55),
     ("sglang", "cdna4"): (0.33, 0.33),
     ("vllm", "cdna3"): (0.20, 0.0),
     ("vllm", "cdna4"): (0.10, 0.0),
