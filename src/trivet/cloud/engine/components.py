@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from trivet.chip import timing
 from trivet.cloud import collectives
 from trivet.cloud.deployment import Deployment
-from trivet.cloud.engine.ported import behind
+from trivet.cloud.engine.ported import behind, launched_s
 from trivet.cloud.engine.versions import before
 from trivet.model.layers import operators
 from trivet.model.parallel import Batch, Layout
@@ -51,6 +51,7 @@ class Components:
     core: str = "attention"  # kind of the attention surfaces: "latent" where the cache holds latents
     routed_layers: float = 0.0  # layers of experts that one stage runs
     latent_layers: float = 0.0  # layers of attention over latents
+    launched_s: float = 0.0  # seconds of a decode step for launches that no graph hides
 
 
 def kind_index(operator: Operator) -> int:
@@ -275,4 +276,5 @@ def compile_components(deployment: Deployment) -> Components:
         "latent" if any(layer.mixer.kind == "mla" for layer in architecture.layers) else "attention",
         sum(layer.count for layer in architecture.layers if layer.feed_forward.kind == "moe") / pp,
         sum(layer.count for layer in architecture.layers if layer.mixer.kind == "mla") / pp,
+        launched_s(deployment),
     )
