@@ -15,7 +15,7 @@ from typing import Any
 
 from trivet.chip import catalogue as chips
 from trivet.cloud.deployment import ENGINES, Deployment, EngineSettings
-from trivet.cloud.engine.ported import ATOM
+from trivet.cloud.engine.ported import ATOM, QUICK
 from trivet.errors import DoesNotFit, TrivetError
 from trivet.loop import serving_scripts
 from trivet.loop.serving_precision import resolve_precision
@@ -108,7 +108,7 @@ def _case(name: str, row: Mapping[str, str]) -> Case:
         raise TrivetError(f"{mode!r} is no mode", field="mode", allowed=MODES)
     isl, osl = _count(row, "isl", needed=True), _count(row, "osl", needed=True)
     base = replace(base, expected_isl=isl)
-    base = _launched_cache(base, row, precision)
+    base = _launched_settings(base, row, precision)
     pools = _aggregated(base, row, notes) if mode == "agg" else _disaggregated(base, row, notes)
     concurrency = _concurrency(row, pools, notes)
     chip, settings = base.chip, base.settings
@@ -128,12 +128,15 @@ def _case(name: str, row: Mapping[str, str]) -> Case:
     return Case(name, pools, isl, osl, concurrency, row.get("measured_on", ""), group, tuple(notes), low)
 
 
-def _launched_cache(base: Deployment, row: Mapping[str, str], precision: str) -> Deployment:
-    """``base`` with the KV cache's format that the benchmark's script sets, where the row is from it."""
+def _launched_settings(base: Deployment, row: Mapping[str, str], precision: str) -> Deployment:
+    """``base`` with the KV cache's format and the all-reduce that the benchmark's script sets, where the row is from it."""
     date, settings = row.get("measured_on", ""), base.settings
     if not date or {_count(row, "isl"), _count(row, "osl")} - set(LENGTHS):
         return base
-    found = serving_scripts.cache_format(settings.engine, base.architecture.name, base.chip.name, precision, date)
+    model, chip = base.architecture.name, base.chip.name
+    found = serving_scripts.cache_format(settings.engine, model, chip, precision, date)
+    if serving_scripts.quick_reduce(model, chip, precision, date):
+        base = replace(base, settings=(settings := replace(settings, all_reduce=QUICK)))
     return base if found is None else replace(base, settings=replace(settings, kv_dtype=found))
 
 

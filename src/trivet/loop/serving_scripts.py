@@ -63,6 +63,22 @@ def _amd_cache(engine: str, name: str, chip: str, precision: str, date: str) -> 
     return None if not since else "fp8" if date >= since else ""
 
 
+def quick_reduce(model: str, chip: str, precision: str, date: str) -> bool:
+    """Whether the script turns AMD's QuickReduce in INT4 on."""
+    name, newer = model.lower(), chip.startswith("mi35")
+    if not chip.startswith("mi3"):
+        return False
+    if "gpt-oss" in name:
+        return True
+    if "deepseek" in name:
+        return newer and date >= ("2025-12-16" if "fp4" in precision else "2026-01-05")
+    since = next((day for part, day in _QUICK_SINCE if part in name), "9")
+    return newer and date >= since
+
+
+_QUICK_SINCE = (("minimax", "2026-04-05"), ("glm-5", "2026-04-17"), ("kimi", "2026-07-30"))
+
+
 def spread_experts(base: Deployment, layout: Layout) -> Layout:
     """The layout with experts spread over the chips where vLLM could not cut them: an expert of block-scaled weights is cut into
     whole blocks (``Fp8MoEMethod.create_weights``), so one of 1,536 is not for eight chips without expert parallelism."""

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from trivet.chip import timing
 from trivet.cloud import collectives
 from trivet.cloud.deployment import Deployment
-from trivet.cloud.engine.ported import behind, launched_s
+from trivet.cloud.engine.ported import QUICK, behind, launched_s, quick_reduced
 from trivet.cloud.engine.versions import before
 from trivet.model.layers import operators
 from trivet.model.parallel import Batch, Layout
@@ -97,8 +97,10 @@ class Clock:
             group = operator.group
             if group not in self.levels:
                 self.levels[group] = collectives.levels_of(self.deployment.chip, group, self.deployment.server)
-            library = self.deployment.settings.all_reduce or self.library
-            return collectives.time(operator, self.levels[group], self.deployment.chip, library)
+            asked = self.deployment.settings.all_reduce
+            library = self.library if asked in ("", QUICK) else asked
+            sent = collectives.time(operator, self.levels[group], self.deployment.chip, library)
+            return replace(sent, value_s=quick_reduced(operator, sent.value_s)) if asked == QUICK else sent
         found = timing.time(operator, self.deployment.chip, self.kernels(operator))
         if isinstance(operator, GroupedGemm) and self.deep_gemm(operator):
             found = _faster(found, timing.time(operator, self.deployment.chip, "trtllm"))

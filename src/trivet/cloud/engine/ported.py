@@ -13,8 +13,12 @@ models on MI300X, after what the same authors' runs on NVIDIA's chips show; docs
 from __future__ import annotations
 
 import math
+from typing import Any
+
+import numpy as np
 
 from trivet.cloud.deployment import Deployment
+from trivet.operators import Transfer
 
 ATOM = "atom"  # as a version of vLLM: AMD's engine, or its plug-in, which runs AITER's fused layers
 # (engine, family) -> logarithm of the factor for models with experts, and without.
@@ -25,8 +29,8 @@ BEHIND = {
     ("vllm", "cdna4"): (0.10, 0.0),
 }
 
-# Seconds a layer of a decode step beside its kernels. Ascend launches operators one by one even from its graphs: Qwen3-4B, 30B-A3B
-# and 32B on four 910B take 0.36, 0.22 and 0.27 ms a layer more at batch 1 than their kernels.
+# Seconds a layer of a decode step beside its kernels. Ascend launches operators one by one even from its graphs: Qwen3-4B,
+# 30B-A3B and 32B on four 910B take 0.36, 0.22 and 0.27 ms a layer more at batch 1 than their kernels.
 LAUNCHED_S = {"davinci": 0.27e-3}
 
 
@@ -44,3 +48,21 @@ def behind(deployment: Deployment) -> float:
     routed = any(layer.feed_forward.kind == "moe" for layer in deployment.architecture.layers)
     logs = BEHIND.get((settings.engine, deployment.chip.family), (0.0, 0.0))
     return math.exp(logs[0 if routed else 1])
+
+
+# AMD's QuickReduce in INT4 (``*_QUICK_REDUCE_QUANTIZATION=INT4``): group -> (least bytes, share of the engine's own time that a
+# large message takes). MI300X by 2 and 4 (aiter pull 801, vLLM pull 19744), MI355X by 8 (ROCm's blog); least bytes from the
+# engines' ``_QR_MIN_SIZE``. Small messages take the floor.
+QUICK = "quick_int4"
+_QUICK = {2: (2.0**20, 0.32), 4: (2.0**21, 0.46), 8: (2.0**21, 0.65)}
+_QUICK_FLOOR_S = 14e-6
+
+
+def quick_reduced(transfer: Transfer, seconds: Any) -> Any:
+    """Seconds of an all-reduce where large messages go by QuickReduce, from those of the engine's own kernels."""
+    if transfer.kind != "all_reduce" or transfer.group not in _QUICK:
+        return seconds
+    least, share = _QUICK[transfer.group]
+    own = np.asarray(seconds, float)
+    quick = np.minimum(own, _QUICK_FLOOR_S + share * own)
+    return np.where(np.asarray(transfer.bytes, float) >= least, quick, own)
