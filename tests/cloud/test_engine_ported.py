@@ -63,3 +63,13 @@ def test_quick_reduce_shortens_prompts() -> None:
     sent = KINDS.index("all_reduce")
     assert quick.mixed[sent, -1] < 0.5 * usual.mixed[sent, -1]
     np.testing.assert_allclose(quick.mixed[sent, 0], usual.mixed[sent, 0])
+
+
+@pytest.mark.parametrize(("version", "slower"), [("0.5.5.post3", -0.25), ("0.5.7", 0.30), ("0.5.9", 0.0), ("", 0.0)])
+def test_block_scaled_products_by_sglangs_version(version: str, slower: float) -> None:
+    usual, found = (deployment("mi325x", model="deepseek-ai/DeepSeek-R1", version=v) for v in ("", version))
+    assert behind(found) / behind(usual) == pytest.approx(np.exp(slower))
+    assert behind(deployment("mi355x", model="deepseek-ai/DeepSeek-R1", version=version)) == behind(
+        deployment("mi355x", model="deepseek-ai/DeepSeek-R1")
+    )
+    assert behind(deployment("mi325x", version=version)) == behind(deployment("mi325x"))

@@ -13,6 +13,7 @@ models on MI300X, after what the same authors' runs on NVIDIA's chips show; docs
 from __future__ import annotations
 
 import math
+import re
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,11 @@ BEHIND = {
     ("vllm", "cdna3"): (0.20, 0.0),
     ("vllm", "cdna4"): (0.10, 0.0),
 }
+
+# Block-scaled products under SGLang on CDNA 3, (from, until) version -> what is added: AITER's tuned ones from its first AITER
+# release on, Triton's at their defaults from 0.5.6 (pull 13617; the step is 1.3 to 1.5 times as long as tuned, aiter pull 1930,
+# whose tables came after 0.5.8).
+_BLOCKS = ((((0, 4, 4), (0, 5, 6)), -0.25), (((0, 5, 6), (0, 5, 9)), 0.30))
 
 # Seconds a layer of a decode step beside its kernels. Ascend launches operators one by one even from its graphs: Qwen3-4B,
 # 30B-A3B and 32B on four 910B take 0.36, 0.22 and 0.27 ms a layer more at batch 1 than their kernels.
@@ -47,7 +53,18 @@ def behind(deployment: Deployment) -> float:
         return 1.0
     routed = any(layer.feed_forward.kind == "moe" for layer in deployment.architecture.layers)
     logs = BEHIND.get((settings.engine, deployment.chip.family), (0.0, 0.0))
-    return math.exp(logs[0 if routed else 1])
+    return math.exp(logs[0 if routed else 1] + _blocks(deployment))
+
+
+def _blocks(deployment: Deployment) -> float:
+    """What block-scaled products add to the logarithm, by SGLang's version."""
+    settings = deployment.settings
+    if settings.engine != "sglang" or deployment.chip.family != "cdna3" or not settings.version[:1].isdigit():
+        return 0.0
+    if deployment.architecture.quantisation.dense != "fp8_block":
+        return 0.0
+    version = tuple(int(number) for number in re.findall(r"\d+", settings.version)[:3])
+    return next((more for (first, until), more in _BLOCKS if first <= version < until), 0.0)
 
 
 # AMD's QuickReduce in INT4 (``*_QUICK_REDUCE_QUANTIZATION=INT4``): group -> (least bytes, share of the engine's own time that a
