@@ -57,7 +57,7 @@ def resolve_precision(
     asked_moe = asked_moe or asked
     main = asked_moe or asked or _as_chip_has(_named(written), chip)
     own = _dominant(architecture.quantisation)
-    if main and (_WIDTH.get(main, 16) != _WIDTH.get(own, 16) or (own, main) == ("int4_wo", "mxfp4")):
+    if main and (_WIDTH.get(main, 16) != _WIDTH.get(own, 16) or (own, main) in _CONVERTED):
         if _WIDTH.get(main) == 4 and not chip.supports("fp4") and main != "int4_wo" and _WIDTH.get(own, 16) < 16:
             notes.append(f"{main} on {chip.name}, which has no FP4 units: the checkpoint's {own} is used")
         else:
@@ -70,6 +70,8 @@ def resolve_precision(
     return Precisions(architecture, kv_format(chip, name, architecture.quantisation), name)
 
 
+# Checkpoints of one width that are converted to another format, (own, that of the row): integers and floating point.
+_CONVERTED = (("int4_wo", "mxfp4"), ("fp8", "int8"), ("fp8_block", "int8"))
 _IN_NAMES = {"fp8": "fp8", "nvfp4": "nvfp4", "mxfp4": "mxfp4", "fp4": "nvfp4", "awq": "int4_wo"}
 
 

@@ -23,7 +23,10 @@ from trivet.model import config as models
 from trivet.model.architecture import Architecture
 from trivet.model.parallel import Layout
 
-_ENGINE_NAMES = {"tensorrt-llm": "trtllm", "tensorrt_llm": "trtllm", "trt-llm": "trtllm", "trt": "trtllm"}
+_ENGINE_NAMES = {
+    "tensorrt-llm": "trtllm", "tensorrt_llm": "trtllm", "trt-llm": "trtllm", "trt": "trtllm", "sglang-jax": "sglang",
+    "sgl-jax": "sglang", "vllm-ascend": "vllm", "vllm-gaudi": "vllm", "vllm-tpu": "vllm",
+}  # fmt: skip
 MODES = ("agg", "disagg")
 LENGTHS = (1024.0, 8192.0)  # prompts and answers of InferenceX; dated rows of other lengths come from other clients
 

@@ -1,4 +1,4 @@
-"""Rows of AMD's chips: what their names say of formats, and what launch scripts set."""
+"""Rows of other makers' chips: what their names say of formats, and what launch scripts set."""
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ def case(**names: str) -> rows.Case:
         ("mi355x", "amd/Kimi-K2.5-MXFP4", "", "mxfp4"),
         ("mi355x", "amd/Kimi-K2.5-MXFP4", "fp4", "mxfp4"),
         ("mi355x", "moonshotai/Kimi-K2.5", "int4", "int4_wo"),
+        ("ascend-910c", R1, "w8a8", "int8"),
     ],
 )
 def test_formats_are_those_that_the_chip_and_the_checkpoint_have(chip: str, model: str, weights: str, wanted: str) -> None:
