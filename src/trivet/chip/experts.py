@@ -109,10 +109,10 @@ WIDENING = ("int4_wo", "int8_wo", "mxfp4")  # narrow weights under 16-bit activa
 PORTABLE_FLOPS = 2048.0  # 16-bit operations that a unit does in a cycle through Ampere's warp-wide multiply
 
 
-# Triton's INT8 experts, measured on no chip, are its 16-bit ones with operands half as wide (one source, one choice of tiles).
-# Under their ideal times kernels with FP8 operands take exp(-0.2 to 0.16) of what 16-bit ones say on Hopper, Blackwell and RTX PRO,
-# Triton's in blocks too; exp(0.3) in vLLM's blocks on Hopper, exp(0.55) on Ada alone, whose FP8 multiply the compiler feeds badly.
-# Dense INT8 of A100 takes exp(-0.04). (log offset, log spread) of (compute, memory, floor) on the 16-bit ones'.
+# Triton's INT8 experts, measured on no chip, are its 16-bit ones with operands half as wide: one source, one choice of tiles.
+# Under their own ideal times kernels with FP8 operands take exp(-0.2 to 0.16) of what 16-bit ones say on Hopper, Blackwell and
+# RTX PRO, Triton's in blocks too; exp(0.3) in vLLM's blocks on Hopper, and exp(0.55) on Ada alone, whose FP8 multiply the
+# compiler feeds badly. Dense INT8 of A100 takes exp(-0.04). (log offset, log spread) of (compute, memory, floor) on top.
 INT8_OFFSET, INT8_SIGMA = np.array([0.10, 0.03, 0.0]), np.array([0.25, 0.10, 0.20])
 
 

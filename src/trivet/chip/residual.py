@@ -148,10 +148,15 @@ def offsets(
 
 
 def combine(
-    compute_s: Floats, memory_s: Floats, floor_s: float, correction: Floats, power: float = SOFT_MAX_POWER
+    compute_s: Floats,
+    memory_s: Floats,
+    floor_s: float,
+    correction: Floats,
+    power: float = SOFT_MAX_POWER,
+    join: float = 1.0,
 ) -> tuple[Floats, Floats, Floats, Floats, Floats]:
     """(seconds, shares of compute, bandwidth, launch; floor seconds) under ``correction`` [rows, 3]. ``power``: how well a kernel
-    multiplies while it reads (1: one after the other)."""
+    multiplies while it reads (1: one after the other); ``join``: likewise how the floor joins the rest (larger: side by side)."""
     grown = np.exp(np.clip(correction, -4.0, 4.0))
     compute = np.maximum(compute_s, 1e-13) * grown[:, 0]
     memory = np.maximum(memory_s, 1e-13) * grown[:, 1]
@@ -159,10 +164,10 @@ def combine(
     larger = np.maximum(compute, memory)
     a, b = (compute / larger) ** power, (memory / larger) ** power
     busy = larger * (a + b) ** (1.0 / power)
-    total = floor + busy
-    share = busy / total
+    total = floor + busy if join == 1.0 else (floor**join + busy**join) ** (1.0 / join)
+    share = (busy / total) ** join
     weight = a / (a + b)
-    return total, share * weight, share * (1.0 - weight), floor / total, floor
+    return total, share * weight, share * (1.0 - weight), (floor / total) ** join, floor
 
 
 def spread_columns(shares: Floats, size: Floats) -> Floats:
