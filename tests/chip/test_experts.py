@@ -149,3 +149,15 @@ def test_triton_runs_int8_experts_like_16_bit_ones_on_operands_half_as_wide() ->
     assert 0.45 < many / np.exp(INT8_OFFSET[0]) < 0.55 and 0.45 < few < 0.65
     wide, narrow = seconds("int8", 16384.0), seconds("bf16", 16384.0)
     assert wide.log_sigma > 1.3 * narrow.log_sigma and "taken like bf16" in wide.note
+
+
+def test_small_tiles_of_narrow_operands_starve_where_a_unit_multiplies_fast() -> None:
+    def slowed(part: str, dtype: str, tokens: float) -> float:
+        point = chip_point(chip(part), dtype)
+        operator = GroupedGemm("e", tokens, 7168.0, 2048.0, 256.0, 256.0, 8.0, dtype)
+        fast = terms(operator, replace(point, clock_hz=point.clock_hz * 100.0), True, "vllm/cutlass").compute_s
+        return float(terms(operator, point, True, "vllm/cutlass").compute_s / fast)
+
+    assert slowed("b200", "nvfp4", 512.0) > 1.5 > slowed("b200", "nvfp4", 65536.0)
+    assert slowed("h100", "bf16", 512.0) < 1.3 and slowed("rtx-pro-6000", "nvfp4", 512.0) == pytest.approx(1.0)
+    assert slowed("tpu-v6e", "bf16", 512.0) == pytest.approx(1.0)
