@@ -22,6 +22,7 @@ from trivet.cloud.serving.batching import batching
 from trivet.cloud.serving.fleet import Fleet, ReplicaKind, ServingResult, simulate
 from trivet.cloud.serving.traffic import Traffic
 from trivet.errors import TrivetError
+from trivet.model.architecture import Architecture
 from trivet.model.config import read as read_model
 from trivet.model.parallel import Layout
 
@@ -133,7 +134,7 @@ def deployment_of(meta: Mapping[str, Any], chip_name: str, traffic: Traffic) -> 
     pp = int(kwargs.get("pipeline_parallel_size") or parallel.get("pipeline_parallel_size") or 1)
     experts = bool(kwargs.get("enable_expert_parallel"))
     is_moe = any(layer.feed_forward.kind == "moe" for layer in model.layers)
-    attention_dp = dp if is_moe and experts else 1
+    attention_dp = dp if is_moe else 1  # experts are cut over the ranks, with or without expert parallelism
     if dp > 1 and attention_dp == 1:
         notes.append(f"data_parallel_size {dp}: independent replicas, least outstanding first")
     wide = tp * attention_dp
@@ -145,26 +146,58 @@ def deployment_of(meta: Mapping[str, Any], chip_name: str, traffic: Traffic) -> 
         moe_ep=wide if experts and is_moe else 1,
     )
     kv = str(kwargs.get("kv_cache_dtype") or cache.get("cache_dtype") or "auto")
+    chip = find_chip(chip_name)
+    typical = float(traffic.input_tokens.mean() + traffic.output_tokens.mean())
+    block_size = int(cache.get("block_size") or kwargs.get("block_size") or 16)
+    limits = []
+    for label, usual in zip(("max_num_batched_tokens", "max_num_seqs"), engine.vllm_limits(chip), strict=True):
+        stated = int(kwargs.get(label) or scheduler.get(label) or 0)
+        limits.append(stated or usual)
+        if not stated:
+            notes.append(f"{label} is not recorded: {usual}, a server's default on this chip")
+    online = str(kwargs.get("quantization") or "")
     settings = EngineSettings(
         engine="vllm",
         version=str(meta.get("vllm_version") or ""),
-        max_num_seqs=int(kwargs.get("max_num_seqs") or scheduler.get("max_num_seqs") or 256),
-        max_num_batched_tokens=int(
-            kwargs.get("max_num_batched_tokens") or scheduler.get("max_num_batched_tokens") or 2048
-        ),
+        max_num_batched_tokens=limits[0],
+        max_num_seqs=limits[1],
         max_model_len=int(kwargs.get("max_model_len") or 0),
         memory_utilization=float(cache.get("gpu_memory_utilization") or kwargs.get("gpu_memory_utilization") or 0.9),
-        block_size=int(cache.get("block_size") or kwargs.get("block_size") or 16),
-        num_kv_blocks=int(cache.get("num_gpu_blocks") or 0),
+        block_size=block_size,
+        num_kv_blocks=whole_blocks(model, int(cache.get("num_gpu_blocks") or 0), block_size, typical),
         kv_dtype=_DTYPES.get(kv, kv),
+        weight_dtype="fp8" if online == "fp8" and model.quantisation.default == "bf16" else "",
         prefix_caching=bool(cache.get("enable_prefix_caching", True)),
         all_reduce="nccl" if parallel.get("disable_custom_all_reduce") else "",
     )
     if not settings.num_kv_blocks:
         notes.append("num_gpu_blocks is not recorded: computed from the chip's memory")
-    chip = find_chip(chip_name)
-    typical = float(traffic.input_tokens.mean() + traffic.output_tokens.mean())
     return Deployment(model, chip, layout, settings, "", typical), tuple(notes)
+
+
+def whole_blocks(model: Architecture, recorded: int, block_size: int, tokens: float) -> int:
+    """Blocks of all layers that ``recorded`` ones of vLLM hold for sequences of ``tokens`` tokens.
+
+    Where layers differ in their cache, vLLM cuts them into groups of as many layers each, and a block is of one group
+    (``_get_kv_cache_groups_uniform_page_size``): a sequence takes blocks for its tokens in every group of full attention, for
+    its window in one of windows, one block for a recurrent state.
+    """
+    counts: dict[tuple[str, int], int] = {}
+    for layer in model.layers:
+        mixer = layer.mixer
+        if mixer.kind != "none" and not mixer.shared_kv:
+            kind = ("state", 0) if mixer.kind == "scan" else ("tokens", mixer.window or mixer.chunk)
+            counts[kind] = counts.get(kind, 0) + layer.count
+    if len(counts) < 2:
+        return recorded
+    least, most = min(counts.values()), max(counts.values())
+    size = most if most < 1.5 * least else least
+    whole = math.ceil(tokens / block_size)
+    taken = 0
+    for (sort, limit), count in counts.items():
+        kept = 1 if sort == "state" else min(whole, math.ceil(limit / block_size) + 1) if limit else whole
+        taken += math.ceil(count / size) * kept
+    return recorded * whole // max(taken, 1)
 
 
 def _mapping(raw: Any) -> dict[str, Any]:
