@@ -20,11 +20,12 @@ from numpy.typing import NDArray
 from trivet.cloud.engine.process import FACTORS, STEP_S, process
 from trivet.cloud.engine.profiles import EngineProfile
 from trivet.errors import TrivetError
+from trivet.loop.leaps import least_squares
 from trivet.loop.predict_requests import Log, Replay
 
 Floats = NDArray[np.float64]
 # Log spread of the factors; spread of the fixed time of a step, seconds.
-PRIOR, STEP_SIGMA_S = 0.10, 0.7e-3
+PRIOR, STEP_SIGMA_S = 0.10, 0.5e-3
 INDEPENDENT = 10.0
 LEAST_SCATTER = 0.03  # of a request's TPOT, in the logarithm
 # Of a run like those measured, TPOT and TTFT in the logarithm: as far as two runs of one card were off each other's settings.
@@ -68,8 +69,6 @@ def fit(logs: Sequence[Log], metas: Sequence[Mapping[str, Any]], chip: str) -> L
 
     Raises TrivetError for no log, a log without measured times, and what ``predict`` raises.
     """
-    from scipy.optimize import least_squares
-
     if not logs:
         raise TrivetError("no log", field="--requests", allowed="one and more")
     replays = [Replay(log, meta, chip) for log, meta in zip(logs, metas, strict=True)]
@@ -93,7 +92,7 @@ def fit(logs: Sequence[Log], metas: Sequence[Mapping[str, Any]], chip: str) -> L
         return np.concatenate(found)
 
     lowest = np.array([-np.inf, -np.inf, -np.inf, -STEP_S / STEP_SIGMA_S])  # no step takes back time
-    best = least_squares(residuals, np.zeros(4), bounds=(lowest, np.inf), diff_step=0.1, max_nfev=30).x
+    best = least_squares(residuals, np.zeros(4), lowest)
     end = errors(best)
     return LogFit(
         replays[0].deployment.chip.name, engine, PRIOR * best[:3], float(STEP_S + STEP_SIGMA_S * best[3]),

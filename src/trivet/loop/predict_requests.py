@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -128,23 +129,8 @@ def deployment_of(meta: Mapping[str, Any], chip_name: str, traffic: Traffic) -> 
     name = meta.get("model") or kwargs.get("model")
     if not name:
         raise TrivetError("missing", field="meta: model")
-    model, notes = read_model(str(name)), []
-    tp = int(kwargs.get("tensor_parallel_size") or parallel.get("tensor_parallel_size") or 1)
-    dp = int(kwargs.get("data_parallel_size") or parallel.get("data_parallel_size") or 1)
-    pp = int(kwargs.get("pipeline_parallel_size") or parallel.get("pipeline_parallel_size") or 1)
-    experts = bool(kwargs.get("enable_expert_parallel"))
-    is_moe = any(layer.feed_forward.kind == "moe" for layer in model.layers)
-    attention_dp = dp if is_moe else 1  # experts are cut over the ranks, with or without expert parallelism
-    if dp > 1 and attention_dp == 1:
-        notes.append(f"data_parallel_size {dp}: independent replicas, least outstanding first")
-    wide = tp * attention_dp
-    layout = Layout(
-        tp=tp,
-        pp=pp,
-        attention_dp=attention_dp,
-        moe_tp=1 if experts or not is_moe else wide,
-        moe_ep=wide if experts and is_moe else 1,
-    )
+    model, notes = read_model(str(name)), list[str]()
+    layout = _layout(model, kwargs, parallel, notes)
     kv = str(kwargs.get("kv_cache_dtype") or cache.get("cache_dtype") or "auto")
     chip = find_chip(chip_name)
     typical = float(traffic.input_tokens.mean() + traffic.output_tokens.mean())
@@ -155,7 +141,10 @@ def deployment_of(meta: Mapping[str, Any], chip_name: str, traffic: Traffic) -> 
         limits.append(stated or usual)
         if not stated:
             notes.append(f"{label} is not recorded: {usual}, a server's default on this chip")
-    online = str(kwargs.get("quantization") or "")
+    method = kwargs.get("quantization") or _mapping(resolved.get("model_config")).get("quantization") or ""
+    weights = "" if model.quantisation.default != "bf16" else stored_as(f"{name} {method}")
+    if weights:
+        notes.append(f"weights taken as {weights}, from what the model is called or loaded with")
     settings = EngineSettings(
         engine="vllm",
         version=str(meta.get("vllm_version") or ""),
@@ -166,13 +155,46 @@ def deployment_of(meta: Mapping[str, Any], chip_name: str, traffic: Traffic) -> 
         block_size=block_size,
         num_kv_blocks=whole_blocks(model, int(cache.get("num_gpu_blocks") or 0), block_size, typical),
         kv_dtype=_DTYPES.get(kv, kv),
-        weight_dtype="fp8" if online == "fp8" and model.quantisation.default == "bf16" else "",
+        weight_dtype=weights,
         prefix_caching=bool(cache.get("enable_prefix_caching", True)),
         all_reduce="nccl" if parallel.get("disable_custom_all_reduce") else "",
     )
     if not settings.num_kv_blocks:
         notes.append("num_gpu_blocks is not recorded: computed from the chip's memory")
     return Deployment(model, chip, layout, settings, "", typical), tuple(notes)
+
+
+def _layout(
+    model: Architecture, kwargs: Mapping[str, Any], parallel: Mapping[str, Any], notes: list[str]
+) -> Layout:
+    tp = int(kwargs.get("tensor_parallel_size") or parallel.get("tensor_parallel_size") or 1)
+    dp = int(kwargs.get("data_parallel_size") or parallel.get("data_parallel_size") or 1)
+    pp = int(kwargs.get("pipeline_parallel_size") or parallel.get("pipeline_parallel_size") or 1)
+    experts = bool(kwargs.get("enable_expert_parallel"))
+    is_moe = any(layer.feed_forward.kind == "moe" for layer in model.layers)
+    attention_dp = dp if is_moe else 1  # experts are cut over the ranks, with or without expert parallelism
+    if dp > 1 and attention_dp == 1:
+        notes.append(f"data_parallel_size {dp}: independent replicas, least outstanding first")
+    wide = tp * attention_dp
+    return Layout(
+        tp=tp,
+        pp=pp,
+        attention_dp=attention_dp,
+        moe_tp=1 if experts or not is_moe else wide,
+        moe_ep=wide if experts and is_moe else 1,
+    )
+
+
+# Words in the name of a checkpoint, or of what it is loaded with -> format of its weights, the first that is found.
+_FORMATS = (
+    (r"nvfp4", "nvfp4"), (r"mxfp4", "mxfp4"), (r"w4a16|awq|gptq|int4|4bit", "int4_wo"), (r"w8a16", "int8_wo"),
+    (r"w8a8|int8", "int8"), (r"(qwen|deepseek-ai|zai-org)/\S*fp8", "fp8_block"), (r"fp8", "fp8"),
+)  # fmt: skip
+
+
+def stored_as(name: str) -> str:
+    """The format of the weights by a checkpoint's name, "" where it tells none. The makers named cut theirs into blocks."""
+    return next((label for pattern, label in _FORMATS if re.search(pattern, name.lower())), "")
 
 
 def whole_blocks(model: Architecture, recorded: int, block_size: int, tokens: float) -> int:
