@@ -247,14 +247,16 @@ class Replay:
         """The log's requests through an engine with these constants. The log's stamps are the engine's own, so nothing is
         added for what happens to a request before and after it."""
         settings, layout = self.deployment.settings, self.deployment.layout
-        space = engine.room(self.deployment, constants, self.deployment.expected_isl)
-        found = engine.assemble(self.parts, constants, space.blocks, settings.block_size)
+        found = engine.assemble(self.parts, constants, self.blocks(constants), settings.block_size)
         table = replace(found, first_token_overhead_s=0.0)
         rules = replace(batching(settings), asynchronous=self.asynchronous)
         ranks = int(_mapping(self.meta.get("engine_kwargs")).get("data_parallel_size") or 1)
         kind = ReplicaKind(table, settings, ranks, rules=rules, chips=layout.tp * layout.pp)
         return simulate(self.log.traffic, Fleet((kind,)))
 
+    def blocks(self, constants: EngineProfile) -> int:
+        """KV blocks of a rank: those recorded, else what the chip's memory leaves."""
+        return engine.room(self.deployment, constants, self.deployment.expected_isl).blocks
 
     @property
     def asynchronous(self) -> bool:
