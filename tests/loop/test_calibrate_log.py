@@ -27,14 +27,21 @@ META = {
 }
 
 
-def made(factors: tuple[float, float, float], step_s: float, requests: int = 150, seed: int = 5, chip: str = "l40s") -> Log:
+def made(
+    factors: tuple[float, float, float],
+    step_s: float,
+    requests: int = 150,
+    seed: int = 5,
+    chip: str = "l40s",
+    cold_s: float = 0.0,
+) -> Log:
     """A log of the same engine with other constants."""
     draw = np.random.default_rng(seed)
     arrival = np.sort(draw.uniform(0.0, 20.0, requests))
     arrival -= arrival[0]
     traffic = Traffic(arrival, draw.integers(50, 1500, requests), draw.integers(20, 400, requests), name="made")
     log = Log(tuple(str(i) for i in range(requests)), traffic)
-    truth = engine.process("vllm", "", np.log(factors), step_s)
+    truth = engine.process("vllm", "", np.log(factors), step_s, cold_s)
     found = Replay(log, META, chip).run(truth)
     return replace(log, first_token_s=found.first_token_s, last_token_s=found.last_token_s)
 
@@ -70,6 +77,19 @@ def test_does_not_stop_early(chip: str, truth: tuple[float, float, float], step_
     run = Replay(other, META, chip).run(engine.process("vllm", "", found.logs, found.step_s))
     ratio = (run.last_token_s - run.first_token_s).sum() / (other.last_token_s - other.first_token_s).sum()
     assert abs(np.log(ratio)) < 0.02
+
+
+@pytest.mark.parametrize("cold_s", [0.0, 0.4])
+def test_a_first_step_that_loads_kernels(cold_s: float) -> None:
+    """It holds up the requests that come meanwhile, and is told from a log by the first request alone."""
+    log = made((1.0, 1.0, 1.0), STEP_S, cold_s=cold_s)
+    assert fit([log], [META], "l40s").cold_s == pytest.approx(cold_s, abs=2e-3)
+    replay = Replay(log, META, "l40s")
+    warm, cold = (replay.run(engine.process("vllm", cold_s=seconds)) for seconds in (0.0, 0.4))
+    late = cold.first_token_s - warm.first_token_s
+    assert late[0] == pytest.approx(0.4, abs=0.2)
+    assert np.all(cold.first_token_s > 0.4)
+    assert late[log.traffic.arrival_s > 5.0].mean() < 0.1
 
 
 def test_dense_products_count_half_for_other_kernels() -> None:
@@ -144,5 +164,6 @@ def test_shipped_profiles_are_those_of_the_logs(shared_data: Path, tmp_path: Pat
     # Threads of linear algebra move the last bits, and a queue's leaps make that a fraction of a per cent of the factors.
     found, shipped = (json.loads(p.read_text())["factors"] for p in (out, data_folder() / "engines" / f"vllm-{chip}.json"))
     assert found.pop("step_s") == pytest.approx(shipped.pop("step_s"), rel=0.15)
+    assert found.pop("cold_s") == pytest.approx(shipped.pop("cold_s"), abs=0.002)
     assert found == pytest.approx(shipped, rel=0.02)
     assert abs(json.loads(done.stdout)["logs"][0]["TPOT error calibrated"]) < 0.01

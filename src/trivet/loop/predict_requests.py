@@ -252,7 +252,12 @@ class Replay:
         rules = replace(batching(settings), asynchronous=self.asynchronous)
         ranks = int(_mapping(self.meta.get("engine_kwargs")).get("data_parallel_size") or 1)
         kind = ReplicaKind(table, settings, ranks, rules=rules, chips=layout.tp * layout.pp)
-        return simulate(self.log.traffic, Fleet((kind,)))
+        return simulate(self._held(constants.cold_s), Fleet((kind,)))
+
+    def _held(self, cold_s: float) -> Traffic:
+        """The traffic as an engine meets it whose first step lasts ``cold_s`` longer: who comes meanwhile waits."""
+        arrival = self.log.traffic.arrival_s
+        return replace(self.log.traffic, arrival_s=np.maximum(arrival, arrival[0] + cold_s)) if cold_s else self.log.traffic
 
     def blocks(self, constants: EngineProfile) -> int:
         """KV blocks of a rank: those recorded, else what the chip's memory leaves."""
