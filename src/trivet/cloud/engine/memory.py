@@ -27,19 +27,12 @@ class Room:
     blocks: int
 
 
-# What vLLM's sampler holds of a logit when it is profiled with a row for every sequence that may run: the logit in 16 and in 32
-# bits, its probability and a random number (``_dummy_sampler_run``; the ranks of a tensor-parallel group each gather all).
-SAMPLER_BYTES = 14.0
-
-
-def _working_bytes(deployment: Deployment, budget: float) -> float:
-    """Working memory of the largest step of one chip, as the engine sets it aside."""
-    architecture, layout, settings = deployment.architecture, deployment.layout, deployment.settings
-    if settings.engine != "vllm":
-        rows = min(settings.max_num_seqs, 256)
-        return float(memory.activation_bytes(architecture, budget, layout, head_rows=rows))
-    layers = float(memory.activation_bytes(architecture, budget, layout))
-    return max(layers, SAMPLER_BYTES * min(settings.max_num_seqs, budget) * architecture.vocab)
+def _working_bytes(deployment: Deployment, budget: float, logit_bytes: float) -> float:
+    """Working memory of the largest step of one chip: of its layers, or of a sampler with a row for every sequence that may run
+    (the ranks of a tensor-parallel group each gather all logits)."""
+    architecture, sequences = deployment.architecture, deployment.settings.max_num_seqs
+    layers = memory.activation_bytes(architecture, budget, deployment.layout, head_rows=min(sequences, 256))
+    return max(float(layers), logit_bytes * min(sequences, budget) * architecture.vocab)
 
 
 def room(deployment: Deployment, profile: EngineProfile, context: float = 0.0) -> Room:
@@ -58,7 +51,7 @@ def room(deployment: Deployment, profile: EngineProfile, context: float = 0.0) -
         architecture, layout, weight_dtype=settings.weight_dtype, moe_dtype=settings.moe_dtype
     )
     budget = float(min(settings.max_num_batched_tokens, 16384))
-    activations = _working_bytes(deployment, budget)
+    activations = _working_bytes(deployment, budget, profile.logit_bytes)
     typical = context or 4096.0
     per_token = memory.kv_bytes_per_sequence(architecture, typical, layout, kv_dtype=settings.kv_dtype) / typical
     per_sequence = memory.state_bytes_per_sequence(architecture, layout)
