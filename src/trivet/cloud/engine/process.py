@@ -13,8 +13,8 @@ from trivet.cloud.engine.profiles import EngineProfile, profile
 FACTORS = ("products", "prompt_products", "attention")
 STEP_S = 1.0e-3  # of every step, not hidden behind the device: between those of the two cards whose logs were at hand
 COLD_S = 0.15  # of a server just started: between 0.06 and 0.35 s of those two
-# What vLLM's sampler holds of a logit when it is profiled (``_dummy_sampler_run``): the logit in 16 and in 32 bits, its probability
-# and a random number.
+# What vLLM's sampler holds of a logit when it is profiled (``_dummy_sampler_run``): the logit in 16 and in 32 bits, its
+# probability and a random number.
 LOGIT_BYTES = 14.0
 # Kinds of products -> how much of what a log shows of them counts, in the logarithm. Part of it is the card (clocks, memory),
 # part the kernel: experts and block-scaled products run on others than the dense ones of the logs at hand.
