@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from trivet.chip import timing
 from trivet.chip.catalogue import chip
 from trivet.cloud import collectives
 from trivet.cloud.deployment import ENGINES, Deployment, EngineSettings
@@ -207,6 +208,28 @@ def test_trtllm_generated_experts_on_blackwell() -> None:
     assert experts(four, "b200", "1.1.0") < 0.8 * experts(four, "b200", "1.1.0", ranks=8)
     assert experts(eight, "b200", "1.2.0") < 0.95 * experts(eight, "b200", "1.1.0")
     assert experts(eight, "h200", "1.2.0") == experts(eight, "h200", "1.1.0")
+
+
+def test_vllm_ran_triton_for_wide_experts_until_0_20() -> None:
+    def kernels(part: str, version: str, ranks: int = 1, dtype: str = "bf16", engine: str = "vllm") -> str:
+        layout = Layout(tp=2 // ranks, attention_dp=ranks, moe_ep=2)
+        settings = EngineSettings(engine=engine, version=version)
+        clock = Clock(Deployment(read("Qwen/Qwen3-30B-A3B"), chip(part), layout, settings))
+        return clock.kernels(GroupedGemm("experts", 64.0, 2048.0, 768.0, 128.0, 64.0, 8.0, dtype))
+
+    assert kernels("rtx-pro-6000", "0.19.0") == kernels("b200", "0.19.0") == "vllm/triton"
+    assert kernels("rtx-pro-6000", "0.20.0") == kernels("b200", "") == kernels("b200", "0.20.0", ranks=2) == "vllm"
+    assert kernels("rtx-pro-6000", "0.20.0", ranks=2) == "vllm/triton"
+    assert kernels("rtx-pro-6000", "0.19.0", dtype="fp8") == kernels("rtx-4090", "0.19.0") == "vllm"
+    assert kernels("rtx-pro-6000", "0.19.0", engine="sglang") == "sglang"
+
+
+def test_triton_reads_experts_apart_from_flashinfer() -> None:
+    """On an RTX PRO 6000 Mixtral's prompts were slower under FlashInfer's CUTLASS than under any other kernel measured."""
+    part = chip("rtx-pro-6000")
+    prompt = GroupedGemm("experts", 2048.0, 4096.0, 7168.0, 8.0, 8.0, 2.0)
+    triton, usual = (float(timing.time(prompt, part, library).value_s) for library in ("vllm/triton", "vllm"))
+    assert triton < 0.8 * usual
 
 
 def test_mxfp4_experts_meet_eight_bits_on_blackwell_and_are_widened_on_hopper() -> None:

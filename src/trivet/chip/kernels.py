@@ -39,10 +39,11 @@ class Profile:
 
 
 def profile(library: str, version: str = "") -> Profile:
-    """The calibrated library for a name; unknown names take vLLM's kernels (PyTorch's own products underneath)."""
-    key = library.strip().lower()
+    """The calibrated library for a name, with a kernel ("library/kernel") as it is; unknown names take vLLM's kernels
+    (PyTorch's own products underneath)."""
+    key, slash, kernel = library.strip().lower().partition("/")
     if key in _NEAREST:
-        return Profile(_NEAREST[key])
+        return Profile(_NEAREST[key] + slash + kernel)
     return Profile("vllm", f"no kernel profile for {library or 'an unnamed engine'}: vllm's used")
 
 

@@ -173,6 +173,7 @@ FLOOR_S = 4e-6  # before calibration: two flags across the links, and a launch
 # show). Meanwhile the device does the one before: the longer of the two counts, not the sum (HOST_JOIN). The device also copies
 # the message into and out of buffers that a graph knows beforehand.
 HOST_S, GRACE_LAUNCH, HOST_JOIN, EAGER_COPIES = 25e-6, 2.7, 6.0, 2.0
+PCIE_SIZES = (2, 4, 8)  # groups that were measured
 PCIE_BYTES_PER_S = 100e9  # a link below this rate is PCIe's, or like it
 # What runs a collective: name -> (group in the calibration, custom kernels, launched without a graph).
 BACKENDS = {
@@ -247,11 +248,12 @@ def collective_features(
     return np.column_stack([volume, volume / 100.0, floor_s * ones]), np.column_stack(columns).astype(np.float32)
 
 
-def collective_group(name: str, bandwidth: float, chip: Chip) -> str:
-    """The group whose offsets a back end takes: over PCIe other protocols run, and a launch without a graph waits for the
-    host, where Grace takes 2 to 4 times as long as x86."""
+def collective_group(name: str, bandwidth: float, chip: Chip, n: int) -> str:
+    """The group whose offsets a back end takes: over PCIe other protocols run, and neighbours, a socket's chips and a server's
+    meet other bottlenecks (switch, root ports, socket link), so the measured size next to ``n`` counts; a launch without a graph
+    waits for the host, where Grace takes 2 to 4 times as long as x86."""
     if bandwidth < PCIE_BYTES_PER_S:
-        return f"{name}/pcie"
+        return f"{name}/pcie{min(PCIE_SIZES, key=lambda size: abs(math.log(n / size)))}"
     return f"{name}/grace" if _slow_host(name, chip) else name
 
 
@@ -311,7 +313,7 @@ def _learned(transfer: Transfer, size: Floats, level: LinkLevel, chip: Chip, lib
     memory = memory_rate(chip)
     base, x = collective_features(transfer.kind, flat, transfer.group, bandwidth, name, in_switch, floor_s, memory)
     ones = residual.indicators(learned.precisions, name, called)
-    group = collective_group(name, bandwidth, chip)
+    group = collective_group(name, bandwidth, chip, transfer.group)
     correction = residual.network(learned, np.hstack([x, np.broadcast_to(ones, (len(x), len(ones)))]))
     offset, spread, how, note = residual.offsets(learned, chip, group, called, COVARIATES)
     value, a, b, launch, floor = residual.combine(

@@ -20,11 +20,12 @@ from numpy.typing import NDArray
 from trivet.cloud.engine.process import FACTORS, STEP_S, process
 from trivet.cloud.engine.profiles import EngineProfile
 from trivet.errors import TrivetError
+from trivet.loop.leaps import least_squares
 from trivet.loop.predict_requests import Log, Replay
 
 Floats = NDArray[np.float64]
 # Log spread of the factors; spread of the fixed time of a step, seconds.
-PRIOR, STEP_SIGMA_S = 0.10, 0.7e-3
+PRIOR, STEP_SIGMA_S = 0.10, 0.5e-3
 INDEPENDENT = 10.0
 LEAST_SCATTER = 0.03  # of a request's TPOT, in the logarithm
 # Of a run like those measured, TPOT and TTFT in the logarithm: as far as two runs of one card were off each other's settings.
@@ -32,25 +33,28 @@ RUN = (0.06, 0.20)
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LogFit:
-    """Log factors, the fixed time of a step, and the log error of mean TPOT of each log before and after."""
+    """Log factors, the fixed time of a step, what the first one took longer, and the log error of mean TPOT of each log before
+    and after."""
 
     chip: str
     engine: str
     logs: Floats
     step_s: float
+    cold_s: float
     before: tuple[float, ...]
     after: tuple[float, ...]
 
     @property
     def factors(self) -> dict[str, float]:
-        """Times the kernels as measured, and the fixed time of a step, rounded to what a profile holds."""
-        return dict(zip(FACTORS, np.exp(self.logs).round(3).tolist(), strict=True)) | {"step_s": round(self.step_s, 6)}
+        """Times the kernels as measured, and the seconds of a step and of the first, rounded to what a profile holds."""
+        seconds = {"step_s": round(self.step_s, 6), "cold_s": round(self.cold_s, 3)}
+        return dict(zip(FACTORS, np.exp(self.logs).round(3).tolist(), strict=True)) | seconds
 
     def text(self) -> str:
         """What a file in ``engines/`` of a catalogue folder holds."""
         factors = self.factors
         logs = np.log([factors[name] for name in FACTORS])
-        constants = asdict(process(self.engine, "", logs, factors["step_s"]))
+        constants = asdict(process(self.engine, "", logs, factors["step_s"], factors["cold_s"]))
         del constants["engine"]
         held = constants | {"tpot_sigma": RUN[0], "ttft_sigma": RUN[1]}
         document = {
@@ -68,8 +72,6 @@ def fit(logs: Sequence[Log], metas: Sequence[Mapping[str, Any]], chip: str) -> L
 
     Raises TrivetError for no log, a log without measured times, and what ``predict`` raises.
     """
-    from scipy.optimize import least_squares
-
     if not logs:
         raise TrivetError("no log", field="--requests", allowed="one and more")
     replays = [Replay(log, meta, chip) for log, meta in zip(logs, metas, strict=True)]
@@ -77,8 +79,10 @@ def fit(logs: Sequence[Log], metas: Sequence[Mapping[str, Any]], chip: str) -> L
     engine = replays[0].deployment.settings.engine
     version = replays[0].deployment.settings.version
 
+    cold_s = float(np.median([_cold_s(one) for one in replays]))
+
     def errors(x: Floats) -> list[Floats]:
-        trial = process(engine, version, PRIOR * x[:3], STEP_S + STEP_SIGMA_S * x[3])
+        trial = process(engine, version, PRIOR * x[:3], STEP_S + STEP_SIGMA_S * x[3], cold_s)
         return [_predicted(one, trial) - seen for one, seen in zip(replays, measured, strict=True)]
 
     start = errors(np.zeros(4))
@@ -93,12 +97,28 @@ def fit(logs: Sequence[Log], metas: Sequence[Mapping[str, Any]], chip: str) -> L
         return np.concatenate(found)
 
     lowest = np.array([-np.inf, -np.inf, -np.inf, -STEP_S / STEP_SIGMA_S])  # no step takes back time
-    best = least_squares(residuals, np.zeros(4), bounds=(lowest, np.inf), diff_step=0.1, max_nfev=30).x
+    best = least_squares(residuals, np.zeros(4), lowest)
     end = errors(best)
     return LogFit(
-        replays[0].deployment.chip.name, engine, PRIOR * best[:3], float(STEP_S + STEP_SIGMA_S * best[3]),
+        replays[0].deployment.chip.name, engine, PRIOR * best[:3], float(STEP_S + STEP_SIGMA_S * best[3]), cold_s,
         tuple(float(np.mean(e)) for e in start), tuple(float(np.mean(e)) for e in end),
     )  # fmt: skip
+
+
+def _cold_s(one: Replay) -> float:
+    """What the first step took longer, from the first request's first token alone; 0 where the engine had run before. By
+    bisection: who comes meanwhile shares the first steps."""
+    settings = one.deployment.settings
+    seen = float(one.log.first_token_s[0]) if one.log.first_token_s is not None else 0.0
+
+    def late(cold_s: float) -> float:
+        return seen - float(one.run(process(settings.engine, settings.version, cold_s=cold_s)).first_token_s[0])
+
+    low, high = 0.0, max(0.0, late(0.0))
+    while high - low > 1e-3:
+        middle = 0.5 * (low + high)
+        low, high = (middle, high) if late(middle) > 0.0 else (low, middle)
+    return low
 
 
 _FEW = 10  # requests with fewer output tokens say little of a step

@@ -78,7 +78,7 @@ def load_collectives(folder: Path) -> Samples:
             Samples(
                 "collective", precisions, np.hstack([x, ones]), base, part["latency"].cast(float).to_numpy() * 1e-3,
                 np.full(rows, chip.name, "U32"), np.full(rows, chip.family, "U24"),
-                np.full(rows, collective_group(library, bandwidth, chip), "U20"), np.full(rows, called, "U20"),
+                np.full(rows, collective_group(library, bandwidth, chip, int(n)), "U20"), np.full(rows, called, "U20"),
                 np.broadcast_to(COVARIATES, (rows, len(COVARIATES))).copy(), np.full(rows, floor_join(library)),
             )
         )  # fmt: skip

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -22,6 +23,7 @@ from trivet.cloud.serving.batching import batching
 from trivet.cloud.serving.fleet import Fleet, ReplicaKind, ServingResult, simulate
 from trivet.cloud.serving.traffic import Traffic
 from trivet.errors import TrivetError
+from trivet.model.architecture import Architecture
 from trivet.model.config import read as read_model
 from trivet.model.parallel import Layout
 
@@ -127,44 +129,97 @@ def deployment_of(meta: Mapping[str, Any], chip_name: str, traffic: Traffic) -> 
     name = meta.get("model") or kwargs.get("model")
     if not name:
         raise TrivetError("missing", field="meta: model")
-    model, notes = read_model(str(name)), []
+    model, notes = read_model(str(name)), list[str]()
+    layout = _layout(model, kwargs, parallel, notes)
+    kv = str(kwargs.get("kv_cache_dtype") or cache.get("cache_dtype") or "auto")
+    chip = find_chip(chip_name)
+    typical = float(traffic.input_tokens.mean() + traffic.output_tokens.mean())
+    block_size = int(cache.get("block_size") or kwargs.get("block_size") or 16)
+    limits = []
+    for label, usual in zip(("max_num_batched_tokens", "max_num_seqs"), engine.vllm_limits(chip), strict=True):
+        stated = int(kwargs.get(label) or scheduler.get(label) or 0)
+        limits.append(stated or usual)
+        if not stated:
+            notes.append(f"{label} is not recorded: {usual}, a server's default on this chip")
+    method = kwargs.get("quantization") or _mapping(resolved.get("model_config")).get("quantization") or ""
+    weights = "" if model.quantisation.default != "bf16" else stored_as(f"{name} {method}")
+    if weights:
+        notes.append(f"weights taken as {weights}, from what the model is called or loaded with")
+    settings = EngineSettings(
+        engine="vllm",
+        version=str(meta.get("vllm_version") or ""),
+        max_num_batched_tokens=limits[0],
+        max_num_seqs=limits[1],
+        max_model_len=int(kwargs.get("max_model_len") or 0),
+        memory_utilization=float(cache.get("gpu_memory_utilization") or kwargs.get("gpu_memory_utilization") or 0.9),
+        block_size=block_size,
+        num_kv_blocks=whole_blocks(model, int(cache.get("num_gpu_blocks") or 0), block_size, typical),
+        kv_dtype=_DTYPES.get(kv, kv),
+        weight_dtype=weights,
+        prefix_caching=bool(cache.get("enable_prefix_caching", True)),
+        all_reduce="nccl" if parallel.get("disable_custom_all_reduce") else "",
+    )
+    if not settings.num_kv_blocks:
+        notes.append("num_gpu_blocks is not recorded: computed from the chip's memory")
+    return Deployment(model, chip, layout, settings, "", typical), tuple(notes)
+
+
+def _layout(
+    model: Architecture, kwargs: Mapping[str, Any], parallel: Mapping[str, Any], notes: list[str]
+) -> Layout:
     tp = int(kwargs.get("tensor_parallel_size") or parallel.get("tensor_parallel_size") or 1)
     dp = int(kwargs.get("data_parallel_size") or parallel.get("data_parallel_size") or 1)
     pp = int(kwargs.get("pipeline_parallel_size") or parallel.get("pipeline_parallel_size") or 1)
     experts = bool(kwargs.get("enable_expert_parallel"))
     is_moe = any(layer.feed_forward.kind == "moe" for layer in model.layers)
-    attention_dp = dp if is_moe and experts else 1
+    attention_dp = dp if is_moe else 1  # experts are cut over the ranks, with or without expert parallelism
     if dp > 1 and attention_dp == 1:
         notes.append(f"data_parallel_size {dp}: independent replicas, least outstanding first")
     wide = tp * attention_dp
-    layout = Layout(
+    return Layout(
         tp=tp,
         pp=pp,
         attention_dp=attention_dp,
         moe_tp=1 if experts or not is_moe else wide,
         moe_ep=wide if experts and is_moe else 1,
     )
-    kv = str(kwargs.get("kv_cache_dtype") or cache.get("cache_dtype") or "auto")
-    settings = EngineSettings(
-        engine="vllm",
-        version=str(meta.get("vllm_version") or ""),
-        max_num_seqs=int(kwargs.get("max_num_seqs") or scheduler.get("max_num_seqs") or 256),
-        max_num_batched_tokens=int(
-            kwargs.get("max_num_batched_tokens") or scheduler.get("max_num_batched_tokens") or 2048
-        ),
-        max_model_len=int(kwargs.get("max_model_len") or 0),
-        memory_utilization=float(cache.get("gpu_memory_utilization") or kwargs.get("gpu_memory_utilization") or 0.9),
-        block_size=int(cache.get("block_size") or kwargs.get("block_size") or 16),
-        num_kv_blocks=int(cache.get("num_gpu_blocks") or 0),
-        kv_dtype=_DTYPES.get(kv, kv),
-        prefix_caching=bool(cache.get("enable_prefix_caching", True)),
-        all_reduce="nccl" if parallel.get("disable_custom_all_reduce") else "",
-    )
-    if not settings.num_kv_blocks:
-        notes.append("num_gpu_blocks is not recorded: computed from the chip's memory")
-    chip = find_chip(chip_name)
-    typical = float(traffic.input_tokens.mean() + traffic.output_tokens.mean())
-    return Deployment(model, chip, layout, settings, "", typical), tuple(notes)
+
+
+# Words in the name of a checkpoint, or of what it is loaded with -> format of its weights, the first that is found.
+_FORMATS = (
+    (r"nvfp4", "nvfp4"), (r"mxfp4", "mxfp4"), (r"w4a16|awq|gptq|int4|4bit", "int4_wo"), (r"w8a16", "int8_wo"),
+    (r"w8a8|int8", "int8"), (r"(qwen|deepseek-ai|zai-org)/\S*fp8", "fp8_block"), (r"fp8", "fp8"),
+)  # fmt: skip
+
+
+def stored_as(name: str) -> str:
+    """The format of the weights by a checkpoint's name, "" where it tells none. The makers named cut theirs into blocks."""
+    return next((label for pattern, label in _FORMATS if re.search(pattern, name.lower())), "")
+
+
+def whole_blocks(model: Architecture, recorded: int, block_size: int, tokens: float) -> int:
+    """Blocks of all layers that ``recorded`` ones of vLLM hold for sequences of ``tokens`` tokens.
+
+    Where layers differ in their cache, vLLM cuts them into groups of as many layers each, and a block is of one group
+    (``_get_kv_cache_groups_uniform_page_size``): a sequence takes blocks for its tokens in every group of full attention, for
+    its window in one of windows, one block for a recurrent state.
+    """
+    counts: dict[tuple[str, int], int] = {}
+    for layer in model.layers:
+        mixer = layer.mixer
+        if mixer.kind != "none" and not mixer.shared_kv:
+            kind = ("state", 0) if mixer.kind == "scan" else ("tokens", mixer.window or mixer.chunk)
+            counts[kind] = counts.get(kind, 0) + layer.count
+    if len(counts) < 2:
+        return recorded
+    least, most = min(counts.values()), max(counts.values())
+    size = most if most < 1.5 * least else least
+    whole = math.ceil(tokens / block_size)
+    taken = 0
+    for (sort, limit), count in counts.items():
+        kept = 1 if sort == "state" else min(whole, math.ceil(limit / block_size) + 1) if limit else whole
+        taken += math.ceil(count / size) * kept
+    return recorded * whole // max(taken, 1)
 
 
 def _mapping(raw: Any) -> dict[str, Any]:
@@ -192,14 +247,21 @@ class Replay:
         """The log's requests through an engine with these constants. The log's stamps are the engine's own, so nothing is
         added for what happens to a request before and after it."""
         settings, layout = self.deployment.settings, self.deployment.layout
-        space = engine.room(self.deployment, constants, self.deployment.expected_isl)
-        found = engine.assemble(self.parts, constants, space.blocks, settings.block_size)
+        found = engine.assemble(self.parts, constants, self.blocks(constants), settings.block_size)
         table = replace(found, first_token_overhead_s=0.0)
         rules = replace(batching(settings), asynchronous=self.asynchronous)
         ranks = int(_mapping(self.meta.get("engine_kwargs")).get("data_parallel_size") or 1)
         kind = ReplicaKind(table, settings, ranks, rules=rules, chips=layout.tp * layout.pp)
-        return simulate(self.log.traffic, Fleet((kind,)))
+        return simulate(self._held(constants.cold_s), Fleet((kind,)))
 
+    def _held(self, cold_s: float) -> Traffic:
+        """The traffic as an engine meets it whose first step lasts ``cold_s`` longer: who comes meanwhile waits."""
+        arrival = self.log.traffic.arrival_s
+        return replace(self.log.traffic, arrival_s=np.maximum(arrival, arrival[0] + cold_s)) if cold_s else self.log.traffic
+
+    def blocks(self, constants: EngineProfile) -> int:
+        """KV blocks of a rank: those recorded, else what the chip's memory leaves."""
+        return engine.room(self.deployment, constants, self.deployment.expected_isl).blocks
 
     @property
     def asynchronous(self) -> bool:

@@ -31,8 +31,9 @@ def run(paths: Sequence[Path], chip: str, out: Path | None, as_json: bool) -> No
 
         shown = [{k: f"{math.expm1(v):+.1%}" if isinstance(v, float) else v for k, v in row.items()} for row in rows]
         print_table(shown, title=f"{found.engine} on {found.chip}")
-        times = ", ".join(f"{name.replace('_', ' ')} {v:.3f}" for name, v in found.factors.items() if name != "step_s")
-        typer.echo(f"Times its kernels as measured: {times}; {found.factors['step_s'] * 1e3:.2f} ms a step between them")
+        times = ", ".join(f"{name.replace('_', ' ')} {v:.3f}" for name, v in found.factors.items() if name[-2:] != "_s")
+        seconds = f"{found.factors['step_s'] * 1e3:.2f} ms a step between them, {found.factors['cold_s']:.2f} s before the first"
+        typer.echo(f"Times its kernels as measured: {times}; {seconds}")
         if out is not None:
             typer.echo(f"Profile: {out} (used wherever TRIVET_CATALOGUE names the folder that holds engines/)")
 

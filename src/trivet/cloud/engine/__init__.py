@@ -4,7 +4,7 @@ from trivet.cloud.engine.components import Components, compile_components
 from trivet.cloud.engine.memory import Room, room
 from trivet.cloud.engine.process import process
 from trivet.cloud.engine.profiles import EngineProfile, own_profile, profile
-from trivet.cloud.engine.scheduling import Schedule, schedule
+from trivet.cloud.engine.scheduling import Schedule, schedule, vllm_limits
 from trivet.cloud.engine.step import assemble, step_table
 
 __all__ = [
@@ -20,4 +20,5 @@ __all__ = [
     "room",
     "schedule",
     "step_table",
+    "vllm_limits",
 ]

@@ -116,8 +116,19 @@ class Clock:
         """The library whose measured kernels an engine runs. vLLM's block-scaled products were timed with what their launch
         costs the host (tens to hundreds of microseconds), which a captured graph does not pay: SGLang's stand for them, the
         same kernels (DeepGEMM) timed on the device."""
+        if self.library == "vllm" and isinstance(operator, GroupedGemm) and self.triton(operator):
+            return "vllm/triton"
         hosted = self.library == "vllm" and isinstance(operator, Gemm) and operator.dtype in ("fp8_block", "mxfp8")
         return "sglang" if hosted else self.library
+
+    def triton(self, operator: GroupedGemm) -> bool:
+        """Whether vLLM runs Triton's kernels for 16-bit experts on Blackwell, measured with FlashInfer's: before 0.20 always
+        (``select_unquantized_moe_backend``: only ``VLLM_USE_FLASHINFER_MOE_FP16`` changes it), later over data-parallel ranks
+        where FlashInfer has CUTLASS's alone."""
+        settings, layout, family = self.deployment.settings, self.deployment.layout, self.deployment.chip.family
+        if operator.dtype not in ("bf16", "fp16") or family not in ("blackwell", "blackwell-gddr"):
+            return False
+        return before(settings.version, "0.20") or (family == "blackwell-gddr" and layout.attention_dp > 1)
 
     def deep_gemm(self, operator: GroupedGemm) -> bool:
         """Whether SGLang leaves its Triton kernels for DeepGEMM's, which TensorRT-LLM was measured with: block-scaled experts

@@ -27,6 +27,14 @@ class Room:
     blocks: int
 
 
+def _working_bytes(deployment: Deployment, budget: float, logit_bytes: float) -> float:
+    """Working memory of the largest step of one chip: of its layers, or of a sampler with a row for every sequence that may run
+    (the ranks of a tensor-parallel group each gather all logits)."""
+    architecture, sequences = deployment.architecture, deployment.settings.max_num_seqs
+    layers = memory.activation_bytes(architecture, budget, deployment.layout, head_rows=min(sequences, 256))
+    return max(float(layers), logit_bytes * min(sequences, budget) * architecture.vocab)
+
+
 def room(deployment: Deployment, profile: EngineProfile, context: float = 0.0) -> Room:
     """Memory of the fullest chip. ``context``: tokens of a typical sequence, which windowed layers and recurrent states
     spread their bytes over (0 = four thousand).
@@ -43,9 +51,7 @@ def room(deployment: Deployment, profile: EngineProfile, context: float = 0.0) -
         architecture, layout, weight_dtype=settings.weight_dtype, moe_dtype=settings.moe_dtype
     )
     budget = float(min(settings.max_num_batched_tokens, 16384))
-    activations = float(
-        memory.activation_bytes(architecture, budget, layout, head_rows=min(settings.max_num_seqs, 256))
-    )
+    activations = _working_bytes(deployment, budget, profile.logit_bytes)
     typical = context or 4096.0
     per_token = memory.kv_bytes_per_sequence(architecture, typical, layout, kv_dtype=settings.kv_dtype) / typical
     per_sequence = memory.state_bytes_per_sequence(architecture, layout)

@@ -48,6 +48,8 @@ class EngineProfile:
     routed_layer_s: float = 0.0  # the host's time to launch a layer's experts in a step with a prompt
     latent_layer_s: float = 0.0  # the same of attention over latents
     slow_until: str = ""  # version before which both took twice as long (from 0.10 on: below, versions are Dynamo's)
+    logit_bytes: float = 0.0  # that the sampler holds of one logit at most; 0: within the reserve
+    cold_s: float = 0.0  # what the first step of a log takes longer: kernels are loaded and compiled when they first run
     serial_builds: tuple[str, ...] = ()  # (from, until) versions whose host worked between two steps all the same
 
     def build(self, version: str) -> EngineProfile:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from trivet.chip.spec import Chip
 from trivet.cloud.deployment import Deployment
 
 
@@ -29,6 +30,12 @@ class Schedule:
     cold_s: float = 0.0  # once: kernels compiled at the first step that fills the budget
 
 
+def vllm_limits(chip: Chip) -> tuple[int, int]:
+    """(tokens of a step, sequences) of a vLLM server where nothing is set (``EngineArgs.get_batch_defaults``)."""
+    large = (chip.get("memory_bytes") or 0.0) >= 70 * 2**30 and not chip.name.startswith("a100")
+    return (8192, 1024) if large else (2048, 256)
+
+
 def schedule(deployment: Deployment, isl: float, osl: float, concurrency: float) -> Schedule:
     """The scheduler as ``concurrency`` clients with ``isl`` / ``osl`` tokens meet it where nothing else is said.
 
@@ -41,10 +48,9 @@ def schedule(deployment: Deployment, isl: float, osl: float, concurrency: float)
     memory = deployment.chip.get("memory_bytes") or 0.0
     large = memory > 170e9
     if settings.engine == "vllm":
-        server = memory >= 70 * 2**30 and not deployment.chip.name.startswith("a100")
-        budget, sequences = (8192.0, 1024.0) if server else (2048.0, 256.0)
+        budget, sequences = vllm_limits(deployment.chip)
         return Schedule("chunked", budget, sequences, preempts=True)
     if settings.engine == "sglang":
         return Schedule("prefill_first", 16384.0 if large else 8192.0, 1024.0)
-    budget = max(isl + osl + 200.0, 1024.0) + concurrency / ranks
-    return Schedule("whole_prompt", budget, 2048.0, wait_steps=60.0 if ranks > 1 else 0.0)
+    needed = max(isl + osl + 200.0, 1024.0) + concurrency / ranks
+    return Schedule("whole_prompt", needed, 2048.0, wait_steps=60.0 if ranks > 1 else 0.0)

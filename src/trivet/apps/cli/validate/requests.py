@@ -43,14 +43,25 @@ def requests(
         place = meta[number] if meta else loop.meta_path(path)
         replay = loop.Replay(read, loop.read_meta(place), name)
         # As calibrated, and without what logs of this very chip taught.
-        seen, unseen = (loop.compare(read, replay.run(loop.constants_of(replay, own))) for own in (True, False))
+        calibrated, alone = (loop.constants_of(replay, own) for own in (True, False))
+        seen, unseen = (loop.compare(read, replay.run(constants)) for constants in (calibrated, alone))
         rows = [
             {**row, "left_out": other["error"], "limit": limit, "within": abs(row["error"]) <= limit}
             for row, other in zip(seen, unseen, strict=True)
             for limit in (LIMITS[row["figure"]],)
         ]
         answers.append(
-            {"log": path.name, "chip": name, "requests": len(read.ids), "figures": rows, "notes": list(replay.notes)}
+            {
+                "log": path.name,
+                "chip": name,
+                "model": replay.deployment.architecture.name,
+                "requests": len(read.ids),
+                "kv_blocks": replay.blocks(calibrated),
+                "calibrated_on_chip": calibrated != alone,
+                "within": all(row["within"] for row in rows),
+                "figures": rows,
+                "notes": list(replay.notes),
+            }
         )
     deliver({"logs": answers}, out, as_json, lambda _: _show(answers))
 
@@ -63,6 +74,8 @@ def _show(answers: list[dict[str, Any]]) -> None:
             {**row, "error": f"{row['error']:+.1%}", "left_out": f"{row['left_out']:+.1%}", "limit": f"{row['limit']:.0%}"}
             for row in answer["figures"]
         ]
-        print_table(shown, title=f"{answer['log']} on {answer['chip']}")
+        print_table(shown, title=f"{answer['log']}: {answer['model']} on {answer['chip']}")
+        known = "constants from a log of this chip" if answer["calibrated_on_chip"] else "no log of this chip taught anything"
+        typer.echo(f"  {answer['requests']} requests, {answer['kv_blocks']:,} KV blocks; {known}")
         for note in answer["notes"]:
             typer.echo(f"  {note}")
