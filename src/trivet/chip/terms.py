@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from trivet.chip.experts import PORTABLE_FLOPS, WIDENING, of_library, widened_ahead
 from trivet.chip.point import CDNA, OPERAND_BYTES, SYSTOLIC, ChipPoint
-from trivet.chip.tilings import Rules, allowed, copies, rules, shared_memory
+from trivet.chip.tilings import Rules, allowed, copies, quantising, read_share, rules, shared_memory
 from trivet.errors import Unsupported
 from trivet.operators import ACTIVATION_BYTES, WEIGHT_BYTES, Attention, Conv, Gemm, GroupedGemm, Scan, Stream
 
@@ -118,18 +118,15 @@ def _tiled(
     return pick, np.minimum(1.0, best_jobs / (best_waves * point.units)), best_waves
 
 
-def _quantise_s(values: Floats, width: float, point: ChipPoint) -> Floats | float:
-    """A pass that reads activations in 16 bits and writes them ``width`` bytes wide, ahead of the product, then read there."""
-    if not point.native or width >= 2.0:
-        return 0.0
-    held = np.minimum(np.maximum(1.5 - values * ((2.0 + 2.0 * width) / max(point.l2_bytes, 1.0)), 0.0), 1.0)
-    return _memory_s(values * (2.0 + width), held, point)
-
-
-def quantise_s(op: Gemm, point: ChipPoint) -> Floats:
-    """Time of that pass ahead of a product."""
+def quantise_s(op: Gemm, point: ChipPoint, library: str = "") -> Floats:
+    """Time of the pass ahead of a product that reads activations in 16 bits and writes them as narrow as they are read there."""
+    rows, values = _array(op.batch) * _array(op.m), _array(op.batch) * _array(op.m) * _array(op.k)
     width = ACTIVATION_BYTES[op.dtype] if point.native else 2.0
-    return _array(_quantise_s(_array(op.batch) * _array(op.m) * _array(op.k), width, point))
+    read, row_s = quantising(library, op.dtype)
+    if width >= 2.0 or not read:
+        return np.zeros_like(values)
+    held = np.minimum(np.maximum(1.5 - values * ((2.0 + 2.0 * width) / max(point.l2_bytes, 1.0)), 0.0), 1.0)
+    return np.maximum(_memory_s(values * (read + width), held, point), rows * row_s)
 
 
 def _throttled(compute_s: Floats, flops: Floats, point: ChipPoint) -> Floats:
@@ -159,11 +156,11 @@ def gemm_terms(op: Gemm, point: ChipPoint, isolated: bool = False, library: str 
     warm = np.clip((PRODUCT_REACH - held / max(point.l2_bytes, 1.0)) / PRODUCT_FADE, 0.0, 1.0) * float(isolated)
     rate = PRODUCT_L2_BYTES_PER_CYCLE * point.units * point.clock_hz / point.bandwidth
     cache = min(max(rate, PRODUCT_L2_OVER_HBM[0]), PRODUCT_L2_OVER_HBM[1])
-    before = quantise_s(op, point)
+    before = quantise_s(op, point, library)
     flops = 2.0 * batch * m * n * k
     return Terms(
         _throttled(compute_s, flops, point) + before,
-        _memory_s(total, warm, point, cache) + before,
+        _memory_s(total, warm, point, cache) / read_share(point.family, op.dtype) + before,
         fill,
         waves,
         warm,

@@ -113,3 +113,33 @@ def copies(library: str, dtype: str, weight_bytes: Floats, l2_bytes: float) -> F
     if library == "trtllm":
         return np.clip(np.ceil(l2_bytes / np.maximum(weight_bytes, 1.0)), 1.0, 5.0)
     return 1.0 if library.startswith("vllm") and dtype in ("nvfp4", "fp8_block") else 6.0
+
+
+# Launches of a narrow product, set where the smallest calls of the tables fit them on all chips: activations are quantised by a
+# kernel of its own, by four under TensorRT-LLM's dynamic FP8; its plugins of 2025 are timed by the engine's own profiler, whose
+# events cost as much as two launches. vLLM's block-FP8 ones were timed with the host's.
+_LAUNCHES = {
+    ("vllm_host", "fp8_block"): 60.0, ("trtllm", "fp8"): 5.0, ("trtllm", "int8"): 3.0, ("trtllm", "int8_wo"): 3.5, ("trtllm", "int4_wo"): 3.5,
+}  # fmt: skip
+
+
+def launches(library: str, dtype: str) -> float:
+    """Launches of a product of narrow weights, the pass that quantises its activations included."""
+    return _LAUNCHES.get((library.partition("/")[0], dtype), 2.0)
+
+
+# How a library quantises activations: bytes read a number (TensorRT-LLM's dynamic FP8 looks for the largest first), and seconds a
+# row whatever its length. vLLM's FP8 pass takes 5 to 8 ns on L40S, H100, H200, B200, GB300 and RTX PRO alike: rows one by one.
+_QUANTISE = {("trtllm", "fp8"): (4.0, 0.0), ("vllm", "fp8"): (2.0, 6e-9), ("trtllm", "int8"): (0.0, 0.0)}
+
+
+def quantising(library: str, dtype: str) -> tuple[float, float]:
+    """(bytes read a number, seconds a row) of the pass that quantises activations; no bytes: they come quantised, as SmoothQuant's
+    do from the norm before."""
+    return _QUANTISE.get((library.partition("/")[0], dtype), (2.0, 0.0))
+
+
+def read_share(family: str, dtype: str) -> float:
+    """Share of the memory's rate that a kernel's reads can have: FP4 tiles 128 deep (sm120's CUTLASS) read rows of 64 bytes, half a
+    cache line, at 0.7 of the rate of whole lines (RTX PRO: 1.0 TB/s where FP8 has 1.46)."""
+    return 0.7 if dtype == "nvfp4" and family == "blackwell-gddr" else 1.0
