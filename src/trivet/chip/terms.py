@@ -29,10 +29,8 @@ TILE_COST = 24.0
 FREE = 8  # the first of them are cuBLAS'
 UNIT_FETCH = 1e6  # what fits a unit's shared memory is fetched so often a second: one over the latency of a read under load
 SPLIT_K_MIN = 256.0  # shortest useful slice of the inner dimension, elements
-L2_OVER_HBM = 3.0  # bandwidth that experts and scans see from the last-level cache over that of the memory
-# Products read the cache at so much a unit and cycle: 2 to 3 times GDDR's rate, no faster than HBM. Of a working set over cache
-# of PRODUCT_REACH nothing is left there, PRODUCT_FADE less and all of it is.
-PRODUCT_L2_BYTES_PER_CYCLE, PRODUCT_L2_OVER_HBM = 12.0, (1.0, 3.0)
+L2_OVER_HBM = 3.0  # bandwidth that products see from the last-level cache over that of the memory
+# Of a product's working set over cache of PRODUCT_REACH nothing is left there, PRODUCT_FADE less and all of it is.
 PRODUCT_REACH, PRODUCT_FADE = 1.15, 0.5
 L2_BYTES_PER_CYCLE = 24.0  # what the cache gives one unit in a cycle where reads are spread evenly, as in attention
 # Power limits: what a kernel of well over THROTTLE_S is slowed by beyond what holds from its start (a board regulates its mean
@@ -154,13 +152,11 @@ def gemm_terms(op: Gemm, point: ChipPoint, isolated: bool = False, library: str 
     sets = copies(library, op.dtype, weights, point.l2_bytes)
     held = sets * weights + passing * (sets if library.startswith("sglang") else 1.0)
     warm = np.clip((PRODUCT_REACH - held / max(point.l2_bytes, 1.0)) / PRODUCT_FADE, 0.0, 1.0) * float(isolated)
-    rate = PRODUCT_L2_BYTES_PER_CYCLE * point.units * point.clock_hz / point.bandwidth
-    cache = min(max(rate, PRODUCT_L2_OVER_HBM[0]), PRODUCT_L2_OVER_HBM[1])
     before = quantise_s(op, point, library)
     flops = 2.0 * batch * m * n * k
     return Terms(
         _throttled(compute_s, flops, point) + before,
-        _memory_s(total, warm, point, cache) / read_share(point.family, op.dtype) + before,
+        _memory_s(total, warm, point) / read_share(point.family, op.dtype) + before,
         fill,
         waves,
         warm,
