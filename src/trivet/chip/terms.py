@@ -22,8 +22,10 @@ Floats = NDArray[np.float64]
 
 # Output tiles that matrix libraries build from (rows, columns); the best one is taken, as their heuristics do.
 TILES = np.array(
-    [[256, 128], [128, 256], [128, 128], [128, 64], [64, 128], [64, 64], [32, 64], [16, 128], [16, 64], [32, 128], [64, 32]], float
-)
+    [
+        [256, 128], [128, 256], [128, 128], [128, 64], [64, 128], [64, 64], [32, 64], [16, 128], [16, 64], [32, 128], [64, 32],
+    ], float,
+)  # fmt: skip
 # Rows and columns loaded per multiply: a small tile starves the matrix unit. Relative rate 1/(1 + c (1/rows + 1/cols)).
 TILE_COST = 24.0
 FREE = 8  # the first of them are cuBLAS'
@@ -120,7 +122,7 @@ def quantise_s(op: Gemm, point: ChipPoint, library: str = "") -> Floats:
     """Time of the pass ahead of a product that reads activations in 16 bits and writes them as narrow as they are read there."""
     rows, values = _array(op.batch) * _array(op.m), _array(op.batch) * _array(op.m) * _array(op.k)
     width = ACTIVATION_BYTES[op.dtype] if point.native else 2.0
-    read, row_s = quantising(library, op.dtype)
+    read, row_s = quantising(library, point.family, op.dtype)
     if width >= 2.0 or not read:
         return np.zeros_like(values)
     held = np.minimum(np.maximum(1.5 - values * ((2.0 + 2.0 * width) / max(point.l2_bytes, 1.0)), 0.0), 1.0)
@@ -339,7 +341,8 @@ def terms(op: Any, point: ChipPoint, isolated: bool = False, library: str = "") 
         if isinstance(op, kind):
             found: Terms = function(op, point, isolated)
             return found
-    raise Unsupported(f"no timing for {type(op).__name__}", field="operator", allowed=["Gemm", "GroupedGemm", "Attention", *(k.__name__ for k, _ in _KINDS)])
+    known = ["Gemm", "GroupedGemm", "Attention", *(k.__name__ for k, _ in _KINDS)]
+    raise Unsupported(f"no timing for {type(op).__name__}", field="operator", allowed=known)
 
 
 _KINDS: tuple[tuple[type, Any], ...] = (

@@ -332,6 +332,7 @@ def predict_benchmarked(
     """(seconds, shares, spread of the offsets [rows, 3]) with the family left out but the chip's microbenchmarks known, which
     are of the kind of ``wide``."""
     data = fit.data
+    nearest = RECIPES[data.kind].nearest
     seconds, shares, spread = fit.outside_s.copy(), np.zeros((len(data.seconds), 3)), np.zeros((len(data.seconds), 3))
     for key, rows in _groups(data):
         name, library, precision = key.split("|")
@@ -353,7 +354,9 @@ def predict_benchmarked(
                 precision == "bf16", np.zeros(3), kernels, data.kind == "gemm_narrow"
             )
             offset = offset + shift
-        correction = residual.network(left, data.x[rows])
+        mine = data.take(rows)
+        x = labelled(mine, data.take(data.family != mine.family[0])) if nearest else mine.x
+        correction = residual.network(left, x)
         value, a, b, c, _ = residual.combine(
             data.base[rows, 0], data.base[rows, 1], data.base[rows[0], 2], correction + offset
         )
