@@ -107,8 +107,8 @@ def rules(library: str, family: str, dtype: str) -> Rules:
 
 
 def allowed(found: Rules, tiles: Floats, m: Floats, n: Floats) -> NDArray[Any]:
-    """``[tiles, ...]``: whether the rules let a product of ``m`` rows and ``n`` columns run on each tile; on none where they leave
-    it open."""
+    """``[tiles, ...]``: whether the rules let a product of ``m`` rows and ``n`` columns run on each tile; on none where they
+    leave it open."""
     shape = np.broadcast_shapes(m.shape, n.shape)
     may = np.zeros((len(tiles), *shape), bool)
     open_ = np.ones(shape, bool)
@@ -139,7 +139,7 @@ _LAUNCHES = {
 
 
 def launches(library: str, dtype: str) -> float:
-    """Launches of a product of narrow weights, the pass that quantises its activations included; where these stay wide, one."""
+    """Launches of a product of narrow weights, with that of the pass that quantises activations; where these stay wide, one."""
     usual = 1.0 if ACTIVATION_BYTES.get(dtype, 1.0) >= 2.0 else 2.0
     return _LAUNCHES.get((library.partition("/")[0], dtype), usual)
 
