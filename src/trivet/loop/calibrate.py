@@ -45,7 +45,7 @@ ROWS = {
 }  # fmt: skip
 RECIPES: dict[str, Recipe] = {kind: Recipe() for kind in KINDS} | {
     "gemm": Recipe(epochs=80, bears=(1, 1), centred=True, members=3),
-    "gemm_narrow": Recipe(decay=0.3, nearest=True, members=3),
+    "gemm_narrow": Recipe(decay=0.8, nearest=True, members=3),
     "moe": Recipe(
         bears=(0, 0, 1), nearest=True, members=3, centred=True,
         ridge=(("library", 0.1), ("precision", 1.0), ("group", 1.0), ("covariate", 0.5), ("family", 0.3), ("chip", 1.0)),
