@@ -183,10 +183,16 @@ def _conformal(
     return fitted
 
 
+def _spreads(data: Samples) -> NDArray[Any]:
+    """Whose spread each row has: its precision's, products timed with their host one of their own."""
+    return np.where(data.library == "vllm_host", residual.HOST, data.precision)
+
+
 def _adjust(
     kind: residual.Kind, row: int, precision: NDArray[Any], error: Floats, shares: Floats, size: Floats, factors: Floats, use: Any
 ) -> dict[str, float]:
-    """Shift of the log spread for each precision: the quantile that its own errors ask for, at most a factor of 2.5."""
+    """Shift of the log spread for each precision: the quantile that its own errors ask for, at most a factor of 2.5 (but
+    where the host's cost is in it)."""
     found = {}
     for label in np.unique(precision):
         rows = np.flatnonzero((precision == label) & use)
@@ -195,7 +201,7 @@ def _adjust(
         spread = factors[rows] if factors.ndim == 2 else factors
         columns = residual.spread_columns(shares[rows], size[rows])
         shifted = _conformal(kind.spread[row], columns, error[rows], shares[rows], np.ones(len(rows)), spread)
-        found[f"{row}|{label}"] = float(np.clip(shifted[0] - kind.spread[row][0], -0.9, 0.9))
+        found[f"{row}|{label}"] = float(np.clip(shifted[0] - kind.spread[row][0], -0.9, 3.0 if label == residual.HOST else 0.9))
     return found
 
 
@@ -280,13 +286,14 @@ def _fit(
     close = _own_spread(near_error, inside_shares, np.log(inside / floor), weight, np.full(3, 0.03))
     kind = replace(kind, spread=np.vstack([close, far, far]))
     adjust = {
-        **_adjust(kind, 0, data.precision, near_error, inside_shares, np.log(inside / floor), np.full(3, 0.03), usual),
-        **_adjust(kind, 1, data.precision, error, shares, np.log(outside / floor), new, usual),
+        **_adjust(kind, 0, _spreads(data), near_error, inside_shares, np.log(inside / floor), np.full(3, 0.03), usual),
+        **_adjust(kind, 1, _spreads(data), error, shares, np.log(outside / floor), new, usual),
     }
     kind = replace(kind, adjust=adjust)
     own = np.zeros(len(data.seconds))
-    for label in np.unique(data.precision):
-        mine = data.precision == label
+    labels = _spreads(data)
+    for label in np.unique(labels):
+        mine = labels == label
         own[mine] = residual.own_sigma(kind, shares[mine], np.log(outside / floor)[mine], "new", str(label))
     return Fit(kind, data, inside, outside, np.sqrt(own**2 + ((shares * new) ** 2).sum(1)), kept)
 
@@ -380,7 +387,7 @@ def with_benchmarks(fit: Fit, wide: Fit, folder: Path) -> Fit:
     every = np.abs(np.log(fit.data.seconds / seconds))
     sizes = np.log(seconds / fit.data.base[:, 2])
     use = np.isin(fit.data.chip, sorted(measured)) & (fit.data.family != "battlemage")
-    more = _adjust(kind, 2, fit.data.precision, every, shares, sizes, spread, use)
+    more = _adjust(kind, 2, _spreads(fit.data), every, shares, sizes, spread, use)
     return replace(fit, kind=replace(kind, adjust={**kind.adjust, **more}))
 
 
