@@ -16,7 +16,7 @@ from trivet.chip.spec import Chip
 from trivet.operators import Gemm
 
 Floats = NDArray[np.float64]
-NOISE = 0.06  # log spread of one kernel's time about the model of its own chip
+NOISE = 0.05  # log spread of one kernel's time about the model of its own chip
 # Share of what a GEMM shows beyond the data sheet that other kinds of kernel and other precisions share.
 SHARED = 0.6
 # Products of narrow weights are other kernels, and launch mostly two: the tiny GEMM says nothing of their launches, the others

@@ -16,6 +16,7 @@ from trivet.chip.experts import of_library
 from trivet.chip.kernels import feature_library, portable_kernel, precision_of
 from trivet.chip.point import ChipPoint
 from trivet.chip.terms import Terms
+from trivet.chip.tilings import launches as product_launches
 from trivet.operators import Attention, Conv, Gemm, GroupedGemm, Scan, Stream
 
 Floats = NDArray[np.float64]
@@ -31,7 +32,11 @@ def floor_seconds(point: ChipPoint, kind: str = "", library: str = "", precision
     follows the units' clock, half (front end, memory) does not. Experts': as many as the kernel of ``library`` launches."""
     clock = min(max(point.clock_hz, 1.2e9), 2.6e9)
     if kind in HALF_CLOCKED:
-        launches = of_library(library).launched(precision) if kind == "moe" else 1.0
+        launches = 1.0
+        if kind == "moe":
+            launches = of_library(library).launched(precision)
+        elif kind == "gemm_narrow":
+            launches = product_launches(library, precision)
         return launches * FLOOR_CYCLES / float(np.sqrt(clock * USUAL_CLOCK_HZ))
     return FLOOR_CYCLES / clock
 

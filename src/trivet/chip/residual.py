@@ -36,6 +36,7 @@ Floats = NDArray[np.float64]
 SOFT_MAX_POWER = 4.0
 BENCHMARKED = 0.05  # added to the log spread of a microbenchmarked chip
 KNOWN = "_known"  # suffix of a kind fitted with the kernel that each library runs on a family
+HOST = "host"  # in place of a precision: the spread of products timed with their host's cost
 FACTORS = ("compute", "bandwidth", "launch")
 COEFFICIENTS = Path(__file__).resolve().parents[1] / "data" / "calibration" / "operators.npz"
 

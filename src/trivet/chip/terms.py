@@ -14,21 +14,29 @@ from numpy.typing import NDArray
 
 from trivet.chip.experts import PORTABLE_FLOPS, WIDENING, of_library, widened_ahead
 from trivet.chip.point import CDNA, OPERAND_BYTES, SYSTOLIC, ChipPoint
+from trivet.chip.tilings import Rules, allowed, copies, quantising, read_share, rules, shared_memory
 from trivet.errors import Unsupported
 from trivet.operators import ACTIVATION_BYTES, WEIGHT_BYTES, Attention, Conv, Gemm, GroupedGemm, Scan, Stream
 
 Floats = NDArray[np.float64]
 
 # Output tiles that matrix libraries build from (rows, columns); the best one is taken, as their heuristics do.
-TILES = np.array([[256, 128], [128, 256], [128, 128], [128, 64], [64, 128], [64, 64], [32, 64], [16, 128]], float)
+TILES = np.array(
+    [
+        [256, 128], [128, 256], [128, 128], [128, 64], [64, 128], [64, 64], [32, 64], [16, 128], [16, 64], [32, 128], [64, 32],
+    ], float,
+)  # fmt: skip
 # Rows and columns loaded per multiply: a small tile starves the matrix unit. Relative rate 1/(1 + c (1/rows + 1/cols)).
 TILE_COST = 24.0
 # What tiles of experts can be fed in a cycle and unit: 64 bytes from the cache, half as many again by neighbours that share what
 # they read. It binds where a unit multiplies fast: small tiles of narrow operands on Blackwell.
 FED_BYTES_PER_CYCLE, LEAST_ROWS = 96.0, 8.0
+FREE = 8  # the first of them are cuBLAS'
+UNIT_FETCH = 1e6  # what fits a unit's shared memory is fetched so often a second: one over the latency of a read under load
 SPLIT_K_MIN = 256.0  # shortest useful slice of the inner dimension, elements
-COPIES = 6.0  # kernel benchmarks of products go round as many sets of buffers, so that only small ones stay in the cache
 L2_OVER_HBM = 3.0  # bandwidth that products see from the last-level cache over that of the memory
+# Of a product's working set over cache of PRODUCT_REACH nothing is left there, PRODUCT_FADE less and all of it is.
+PRODUCT_REACH, PRODUCT_FADE = 1.15, 0.5
 L2_BYTES_PER_CYCLE = 24.0  # what the cache gives one unit in a cycle where reads are spread evenly, as in attention
 # Power limits: what a kernel of well over THROTTLE_S is slowed by beyond what holds from its start (a board regulates its mean
 # power), and how sharply the limit takes over from the tiles.
@@ -75,18 +83,21 @@ def _memory_s(total_bytes: Floats, warm: Floats, point: ChipPoint, ratio: float 
 
 
 def _tiled(
-    m: Floats, n: Floats, k: Floats, batch: Floats, point: ChipPoint, feed: tuple[float, float, float] = (0.0, 0.0, 1.0)
-) -> tuple[Floats, Floats, Floats]:
-    """Compute time of ``batch`` products under the best tile and split of the inner dimension; fill; waves. ``feed``: bytes of an
-    operand of the rows and of the columns, and bytes that a unit is fed in a cycle."""
+    m: Floats, n: Floats, k: Floats, batch: Floats, point: ChipPoint, fixed: Rules = (), width: float = 0.0,
+    feed: tuple[float, float, float] = (0.0, 0.0, 1.0),
+) -> tuple[Floats, Floats, Floats]:  # fmt: skip
+    """Compute time of ``batch`` products under the best tile and split of the inner dimension; fill; waves. Under ``fixed`` rules
+    the tile is theirs and nothing is split, and a tile's operands, ``width`` bytes each, come no faster than one unit fetches.
+    ``feed``: bytes of an operand of the rows and of the columns, and bytes that a unit is fed in a cycle."""
     shape = np.broadcast_shapes(m.shape, n.shape, k.shape, batch.shape)
     peak = point.fed_flops or point.peak_flops
     if point.fine_grained:
         ones = np.ones(shape)
         waves = np.maximum(m * n * batch / 4096.0 / point.units, 1.0)
         return 2.0 * m * n * k * batch * ones / point.peak_flops, ones, waves * ones
-    rows = TILES[:, 0].reshape((-1,) + (1,) * len(shape))
-    cols = TILES[:, 1].reshape(rows.shape)
+    menu = TILES if fixed else TILES[:FREE]
+    rows = menu[:, 0].reshape((-1,) + (1,) * len(shape))
+    cols = menu[:, 1].reshape(rows.shape)
     tiles = np.ceil(m / rows) * np.ceil(n / cols) * batch
     split = np.clip(np.floor(point.units / tiles), 1.0, np.maximum(1.0, k / SPLIT_K_MIN))
     jobs = tiles * split
@@ -97,25 +108,32 @@ def _tiled(
     fetched = np.minimum(rows, np.maximum(m, LEAST_ROWS)) * feed[0] + cols * feed[1]
     each = np.maximum(2.0 * rows * cols / rate, fetched / (feed[2] * point.clock_hz))
     seconds = waves * (each * k / split)
+    if fixed:
+        whole = np.ceil(tiles / point.units)
+        # Weights that one row of tiles reads come from memory; those that several read, mostly from the cache, in half the time.
+        fetch = (rows + cols) * width * k / (UNIT_FETCH * shared_memory(point.family)) * np.where(m <= rows, 1.0, 0.5)
+        unsplit = whole * np.maximum(2.0 * rows * cols * k / rate, fetch)
+        may = np.broadcast_to(allowed(fixed, TILES, m, n), unsplit.shape)
+        ruled = may.any(0)
+        seconds[FREE:] = np.inf
+        seconds = np.where(ruled, np.where(may, unsplit, np.inf), seconds)
+        jobs = np.where(ruled, tiles, jobs)
     best = np.argmin(seconds, axis=0)[None, ...]
-    pick = np.take_along_axis(np.broadcast_to(seconds, (len(TILES), *shape)), best, 0)[0]
-    best_jobs = np.take_along_axis(np.broadcast_to(jobs, (len(TILES), *shape)), best, 0)[0]
+    pick = np.take_along_axis(np.broadcast_to(seconds, (len(menu), *shape)), best, 0)[0]
+    best_jobs = np.take_along_axis(np.broadcast_to(jobs, (len(menu), *shape)), best, 0)[0]
     best_waves = np.ceil(best_jobs / point.units)
     return pick, np.minimum(1.0, best_jobs / (best_waves * point.units)), best_waves
 
 
-def _quantise_s(values: Floats, width: float, point: ChipPoint) -> Floats | float:
-    """A pass that reads activations in 16 bits and writes them ``width`` bytes wide, ahead of the product, then read there."""
-    if not point.native or width >= 2.0:
-        return 0.0
-    held = np.minimum(np.maximum(1.5 - values * ((2.0 + 2.0 * width) / max(point.l2_bytes, 1.0)), 0.0), 1.0)
-    return _memory_s(values * (2.0 + width), held, point)
-
-
-def quantise_s(op: Gemm, point: ChipPoint) -> Floats:
-    """Time of that pass ahead of a product."""
+def quantise_s(op: Gemm, point: ChipPoint, library: str = "") -> Floats:
+    """Time of the pass ahead of a product that reads activations in 16 bits and writes them as narrow as they are read there."""
+    rows, values = _array(op.batch) * _array(op.m), _array(op.batch) * _array(op.m) * _array(op.k)
     width = ACTIVATION_BYTES[op.dtype] if point.native else 2.0
-    return _array(_quantise_s(_array(op.batch) * _array(op.m) * _array(op.k), width, point))
+    read, row_s = quantising(library, point.family, op.dtype)
+    if width >= 2.0 or not read:
+        return np.zeros_like(values)
+    held = np.minimum(np.maximum(1.5 - values * ((2.0 + 2.0 * width) / max(point.l2_bytes, 1.0)), 0.0), 1.0)
+    return np.maximum(_memory_s(values * (read + width), held, point), rows * row_s)
 
 
 def _throttled(compute_s: Floats, flops: Floats, point: ChipPoint) -> Floats:
@@ -129,19 +147,25 @@ def _throttled(compute_s: Floats, flops: Floats, point: ChipPoint) -> Floats:
     return np.asarray(larger * (1.0 + both) ** (1.0 / THROTTLE_POWER))
 
 
-def gemm_terms(op: Gemm, point: ChipPoint, isolated: bool = False) -> Terms:
-    """Dense product: weights, activations and output cross the bus once; tiles and waves quantise the compute. The pass that
-    quantises activations comes before either, so it lengthens both."""
+def gemm_terms(op: Gemm, point: ChipPoint, isolated: bool = False, library: str = "") -> Terms:
+    """Dense product: weights, activations and output cross the bus once; tiles and waves quantise the compute, on the tiles of
+    the ``library``'s kernels where these are known. The pass that quantises activations comes before either, so it lengthens
+    both."""
     m, n, k, batch = (_array(v) for v in (op.m, op.n, op.k, op.batch))
-    compute_s, fill, waves = _tiled(m, n, k, batch, point)
     activation = ACTIVATION_BYTES[op.dtype] if point.native else 2.0
-    total = batch * (WEIGHT_BYTES[op.dtype] * n * k + activation * m * k + 2.0 * m * n)
-    warm = _warm(total * COPIES, point, isolated)
-    before = quantise_s(op, point)
+    fixed = rules(library, point.family, op.dtype)
+    compute_s, fill, waves = _tiled(m, n, k, batch, point, fixed, max(activation, WEIGHT_BYTES[op.dtype]))
+    weights = batch * WEIGHT_BYTES[op.dtype] * n * k
+    passing = batch * (activation * m * k + 2.0 * m * n)
+    total = weights + passing
+    sets = copies(library, op.dtype, weights, point.l2_bytes)
+    held = sets * weights + passing * (sets if library.startswith("sglang") else 1.0)
+    warm = np.clip((PRODUCT_REACH - held / max(point.l2_bytes, 1.0)) / PRODUCT_FADE, 0.0, 1.0) * float(isolated)
+    before = quantise_s(op, point, library)
     flops = 2.0 * batch * m * n * k
     return Terms(
         _throttled(compute_s, flops, point) + before,
-        _memory_s(total, warm, point) + before,
+        _memory_s(total, warm, point) / read_share(point.family, op.dtype) + before,
         fill,
         waves,
         warm,
@@ -319,17 +343,17 @@ def terms(op: Any, point: ChipPoint, isolated: bool = False, library: str = "") 
         return grouped_terms(op, point, isolated, library)
     if isinstance(op, Attention):
         return attention_terms(op, point, isolated, library)
+    if isinstance(op, Gemm):
+        return gemm_terms(op, point, isolated, library)
     for kind, function in _KINDS:
         if isinstance(op, kind):
             found: Terms = function(op, point, isolated)
             return found
-    raise Unsupported(f"no timing for {type(op).__name__}", field="operator", allowed=[k.__name__ for k, _ in _KINDS])
+    known = ["Gemm", "GroupedGemm", "Attention", *(k.__name__ for k, _ in _KINDS)]
+    raise Unsupported(f"no timing for {type(op).__name__}", field="operator", allowed=known)
 
 
 _KINDS: tuple[tuple[type, Any], ...] = (
-    (Gemm, gemm_terms),
-    (GroupedGemm, grouped_terms),
-    (Attention, attention_terms),
     (Scan, scan_terms),
     (Stream, stream_terms),
     (Conv, conv_terms),

@@ -172,7 +172,7 @@ def _belief(kinds: Kinds, chip: Chip, point: ChipPoint, kind: str, library: str,
         how = "benchmarked" if same else how
         note = "; ".join(n for n in (note, "calibrated by the chip's microbenchmarks") if n)
     power = maker_profile(chip, kind, library, precision).power if how == "new" else residual.SOFT_MAX_POWER
-    belief = _Belief(offset, sigma, how, precision, note, power)
+    belief = _Belief(offset, sigma, how, residual.HOST if library == "vllm_host" else precision, note, power)
     if len(_BELIEFS) > 4096:
         _BELIEFS.clear()
     _BELIEFS[key] = (kinds, chip, belief)

@@ -45,7 +45,7 @@ ROWS = {
 }  # fmt: skip
 RECIPES: dict[str, Recipe] = {kind: Recipe() for kind in KINDS} | {
     "gemm": Recipe(epochs=80, bears=(1, 1), centred=True, members=3),
-    "gemm_narrow": Recipe(nearest=True, members=3),
+    "gemm_narrow": Recipe(decay=0.8, nearest=True, members=3),
     "moe": Recipe(
         bears=(0, 0, 1), nearest=True, members=3, centred=True,
         ridge=(("library", 0.1), ("precision", 1.0), ("group", 1.0), ("covariate", 0.5), ("family", 0.3), ("chip", 1.0)),
@@ -184,10 +184,16 @@ def _conformal(
     return fitted
 
 
+def _spreads(data: Samples) -> NDArray[Any]:
+    """Whose spread each row has: its precision's, products timed with their host one of their own."""
+    return np.where(data.library == "vllm_host", residual.HOST, data.precision)
+
+
 def _adjust(
     kind: residual.Kind, row: int, precision: NDArray[Any], error: Floats, shares: Floats, size: Floats, factors: Floats, use: Any
 ) -> dict[str, float]:
-    """Shift of the log spread for each precision: the quantile that its own errors ask for, at most a factor of 2.5."""
+    """Shift of the log spread for each precision: the quantile that its own errors ask for, at most a factor of 2.5 (but
+    where the host's cost is in it)."""
     found = {}
     for label in np.unique(precision):
         rows = np.flatnonzero((precision == label) & use)
@@ -196,7 +202,7 @@ def _adjust(
         spread = factors[rows] if factors.ndim == 2 else factors
         columns = residual.spread_columns(shares[rows], size[rows])
         shifted = _conformal(kind.spread[row], columns, error[rows], shares[rows], np.ones(len(rows)), spread)
-        found[f"{row}|{label}"] = float(np.clip(shifted[0] - kind.spread[row][0], -0.9, 0.9))
+        found[f"{row}|{label}"] = float(np.clip(shifted[0] - kind.spread[row][0], -0.9, 3.0 if label == residual.HOST else 0.9))
     return found
 
 
@@ -281,13 +287,14 @@ def _fit(
     close = _own_spread(near_error, inside_shares, np.log(inside / floor), weight, np.full(3, 0.03))
     kind = replace(kind, spread=np.vstack([close, far, far]))
     adjust = {
-        **_adjust(kind, 0, data.precision, near_error, inside_shares, np.log(inside / floor), np.full(3, 0.03), usual),
-        **_adjust(kind, 1, data.precision, error, shares, np.log(outside / floor), new, usual),
+        **_adjust(kind, 0, _spreads(data), near_error, inside_shares, np.log(inside / floor), np.full(3, 0.03), usual),
+        **_adjust(kind, 1, _spreads(data), error, shares, np.log(outside / floor), new, usual),
     }
     kind = replace(kind, adjust=adjust)
     own = np.zeros(len(data.seconds))
-    for label in np.unique(data.precision):
-        mine = data.precision == label
+    labels = _spreads(data)
+    for label in np.unique(labels):
+        mine = labels == label
         own[mine] = residual.own_sigma(kind, shares[mine], np.log(outside / floor)[mine], "new", str(label))
     return Fit(kind, data, inside, outside, np.sqrt(own**2 + ((shares * new) ** 2).sum(1)), kept)
 
@@ -333,6 +340,7 @@ def predict_benchmarked(
     """(seconds, shares, spread of the offsets [rows, 3]) with the family left out but the chip's microbenchmarks known, which
     are of the kind of ``wide``."""
     data = fit.data
+    nearest = RECIPES[data.kind].nearest
     seconds, shares, spread = fit.outside_s.copy(), np.zeros((len(data.seconds), 3)), np.zeros((len(data.seconds), 3))
     for key, rows in _groups(data):
         name, library, precision = key.split("|")
@@ -354,7 +362,9 @@ def predict_benchmarked(
                 precision == "bf16", np.zeros(3), kernels, data.kind == "gemm_narrow"
             )
             offset = offset + shift
-        correction = residual.network(left, data.x[rows])
+        mine = data.take(rows)
+        x = labelled(mine, data.take(data.family != mine.family[0])) if nearest else mine.x
+        correction = residual.network(left, x)
         value, a, b, c, _ = residual.combine(
             data.base[rows, 0], data.base[rows, 1], data.base[rows[0], 2], correction + offset
         )
@@ -378,7 +388,7 @@ def with_benchmarks(fit: Fit, wide: Fit, folder: Path) -> Fit:
     every = np.abs(np.log(fit.data.seconds / seconds))
     sizes = np.log(seconds / fit.data.base[:, 2])
     use = np.isin(fit.data.chip, sorted(measured)) & (fit.data.family != "battlemage")
-    more = _adjust(kind, 2, fit.data.precision, every, shares, sizes, spread, use)
+    more = _adjust(kind, 2, _spreads(fit.data), every, shares, sizes, spread, use)
     return replace(fit, kind=replace(kind, adjust={**kind.adjust, **more}))
 
 
