@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from trivet.chip.decode import blocks
 from trivet.chip.experts import PORTABLE_FLOPS, WIDENING, of_library, widened_ahead
 from trivet.chip.point import CDNA, OPERAND_BYTES, SYSTOLIC, ChipPoint
 from trivet.errors import Unsupported
@@ -35,8 +36,6 @@ ATTENTION_POWER = 1.4  # operations a joule of attention over those of products:
 # goes first). L40S and RTX PRO read them at 4 times their memory's rate, Hopper and Blackwell at no less than twice.
 DECODE_REACH, DECODE_FADE = 1.1, 0.2  # working set over cache at which nothing is left; width of the fall
 DECODE_L2_BYTES_PER_CYCLE, DECODE_L2_OVER_HBM = 18.0, (2.0, 4.5)
-# A block's chain of dependent reads (page table, queries, keys, result): bound by latency, so about the same on every chip.
-BLOCK_S = 3.9e-6
 
 ABSORBED = 576.0 + 512.0  # widths of keys and values where latents are multiplied in place of heads
 
@@ -200,6 +199,13 @@ def attention_terms(op: Attention, point: ChipPoint, isolated: bool = False, lib
     group = np.maximum(1.0, heads / kv_heads)
     stacked = q * group  # query rows that share one key head
     tile = np.where(stacked >= 128.0, 128.0, np.where(stacked >= 64.0, 64.0, 16.0))
+    decode = op.kind != "mla" and float(np.max(q)) <= 8.0
+    block = None
+    if decode:
+        head = _array(op.qk_head_dim) + 0.0 * stacked
+        block = blocks(library, op.kv_dtype not in ("bf16", "fp16"), point, group + 0.0 * stacked, head, keys)
+        tile = np.where(block.rows > 1.5, np.maximum(np.minimum(tile, block.rows), 1.0), 1.0)
+        tile = np.where((block.rows > 16.5) & (stacked > 16.0), block.rows, tile)
     jobs = sequences * kv_heads * np.ceil(stacked / tile)
     split = np.clip(np.floor(point.units / np.maximum(jobs, 1e-9)), 1.0, np.maximum(1.0, keys / 256.0))
     waves = jobs * split / point.units
@@ -210,8 +216,8 @@ def attention_terms(op: Attention, point: ChipPoint, isolated: bool = False, lib
     total = _array(op.bytes)
     if op.kind != "mla" and float(np.max(op.qk_head_dim)) != float(np.max(op.v_head_dim)):
         compute_s = compute_s * _latent_work(op, point, library)
-    if op.kind != "mla" and float(np.max(q)) <= 8.0:
-        compute_s = compute_s + waves * BLOCK_S
+    if block is not None:
+        compute_s = compute_s + waves * block.wave_s + sequences * heads * block.reread_s / point.units
         reach = np.clip((DECODE_REACH - total / max(point.l2_bytes, 1.0)) / DECODE_FADE, 0.0, 1.0)
         warm = reach if isolated else np.zeros_like(total)
         rate = DECODE_L2_BYTES_PER_CYCLE * point.units * point.clock_hz / point.bandwidth

@@ -1,0 +1,85 @@
+"""Decode attention kernels: what a block of keys costs beyond its reads, and how query heads share it.
+
+A decode kernel gives each sequence and key head a block of threads (split over keys where blocks are few). A block waits for a
+chain of dependent reads and for its softmax, so short contexts cost a number of clock cycles a block. How many differs by
+kernel: those that fetch the next block's keys while they work on this one (TensorRT-LLM's persistent ones) take a third of those
+that do not. Which kernel runs follows the engines' sources:
+
+- TensorRT-LLM stacks up to 32 query heads of a group (``xqa``; ``gen`` on Blackwell); with more, and outside Blackwell with one
+  query head a key head, its masked multi-head kernel runs a block for *each query head*, on the vector units;
+- SGLang calls FlashInfer's tensor-core kernel for groups of 4 and more or an 8-bit cache, else one on the vector units;
+- FlashAttention packs a whole group into tiles of 64 rows, the others into tiles of 16.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trivet.chip.point import ChipPoint
+
+Floats = NDArray[np.float64]
+BLOCK_S = 3.9e-6  # FlashAttention 2, and where the kernel is not known: about the same on every chip
+STACKED_MOST = 32.0  # query heads of a group that TensorRT-LLM's stacking kernels take
+
+
+@dataclass(frozen=True, slots=True)
+class DecodeKernel:
+    """Clock cycles of a block at heads of 128 (0: ``BLOCK_S``), how they grow with the head, and the rows of a query tile."""
+
+    cycles: float = 0.0
+    growth: float = 0.1
+    rows: float = 16.0
+
+
+_KERNELS = {
+    "fa2": DecodeKernel(rows=64.0),
+    "fa3": DecodeKernel(6.0e3, 0.5, 64.0),
+    "fi": DecodeKernel(6.0e3, 0.8),
+    "gen": DecodeKernel(2.9e3, 0.7),
+    "xqa": DecodeKernel(8.7e3, 0.5, 32.0),
+    "xqa8": DecodeKernel(9.5e3, 0.5, 32.0),
+    "xqa8+90": DecodeKernel(2.7e3, 0.5),
+    "async": DecodeKernel(4.2e3, 0.5),
+}
+_VECTOR = DecodeKernel(2.7e3, 0.1, 1.0)  # a block for each query head
+_VECTOR_READS = 25.0  # bytes a unit and cycle that it takes of 16-bit keys, which come from the cache for all heads but one
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Blocks:
+    """Blocks of a decode call: rows of a query tile, seconds of a wave, seconds of reading for heads that share no tile."""
+
+    rows: Floats
+    wave_s: Floats
+    alone: Floats  # 1 where each query head has a block of its own
+    reread_s: Floats
+
+
+def per_head(library: str, group: Floats) -> NDArray[Any]:
+    """Where TensorRT-LLM runs a block for each query head."""
+    name, _, kernel = library.partition("/")
+    if name != "trtllm" or not kernel:
+        return np.zeros(np.shape(group), bool)
+    lone = (group < 1.5) & (kernel != "gen")
+    return np.asarray(lone | (group > STACKED_MOST))
+
+
+def blocks(library: str, eight: bool, point: ChipPoint, group: Floats, head: Floats, keys: Floats) -> Blocks:
+    """What the kernel of ``library`` ("library/kernel") makes of groups of query heads; ``eight``: a cache in 8 bits."""
+    name, _, kernel = library.partition("/")
+    found = _KERNELS.get(kernel.removesuffix("+80"), DecodeKernel())
+    wide = head / 128.0
+    wave = (found.cycles / point.clock_hz if found.cycles else BLOCK_S) * wide**found.growth
+    rows = np.full(np.shape(group), found.rows)
+    if name == "sglang" and kernel == "fi" and not eight:
+        wave = np.where(group < 3.5, wave * 0.35, wave)
+    alone = per_head(library, group)
+    vector = _VECTOR.cycles / point.clock_hz * wide**_VECTOR.growth
+    reread = 4.0 * head * keys / (_VECTOR_READS * point.clock_hz)  # each head's keys and values, once over the cache's bus
+    return Blocks(
+        np.where(alone, 1.0, rows), np.where(alone, vector, wave), alone * 1.0, np.where(alone & (group > 1.5), reread, 0.0)
+    )
