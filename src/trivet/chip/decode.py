@@ -28,23 +28,27 @@ STACKED_MOST = 32.0  # query heads of a group that TensorRT-LLM's stacking kerne
 
 @dataclass(frozen=True, slots=True)
 class DecodeKernel:
-    """Clock cycles of a block at heads of 128 (0: ``BLOCK_S``), how they grow with the head, and the rows of a query tile."""
+    """Clock cycles of a block at heads of 128 (0: ``BLOCK_S``), how they grow with the head, the rows of a query tile, and the
+    launch floor over the usual one, over caches in 16 and in 8 bits."""
 
     cycles: float = 0.0
     growth: float = 0.1
     rows: float = 16.0
+    floor: float = 1.0
+    floor8: float = 1.0
 
 
 _KERNELS = {
     "fa2": DecodeKernel(rows=64.0),
-    "fa3": DecodeKernel(6.0e3, 0.5, 64.0),
-    "fi": DecodeKernel(6.0e3, 0.8),
-    "gen": DecodeKernel(2.9e3, 0.7),
+    "fa3": DecodeKernel(6.0e3, 0.5, 64.0, 1.0, 1.0),
+    "fi": DecodeKernel(6.0e3, 0.8, 16.0, 1.0, 1.4),
+    "gen": DecodeKernel(2.9e3, 0.7, 16.0, 1.0, 1.0),
     "xqa": DecodeKernel(8.7e3, 0.5, 32.0),
-    "xqa8": DecodeKernel(9.5e3, 0.5, 32.0),
-    "xqa8+90": DecodeKernel(2.7e3, 0.5),
+    "xqa8": DecodeKernel(9.5e3, 0.5, 32.0, 1.3, 1.3),
+    "xqa8+90": DecodeKernel(2.7e3, 0.5, 16.0, 0.65, 0.65),
     "async": DecodeKernel(4.2e3, 0.5),
 }
+CAST = 0.5  # launch of SGLang's cast of queries, over the usual floor
 _VECTOR = DecodeKernel(2.7e3, 0.1, 1.0)  # a block for each query head
 _VECTOR_READS = 25.0  # bytes a unit and cycle that it takes of 16-bit keys, which come from the cache for all heads but one
 
@@ -83,3 +87,13 @@ def blocks(library: str, eight: bool, point: ChipPoint, group: Floats, head: Flo
     return Blocks(
         np.where(alone, 1.0, rows), np.where(alone, vector, wave), alone * 1.0, np.where(alone & (group > 1.5), reread, 0.0)
     )
+
+
+def launched(library: str, precision: str) -> float:
+    """Launch floor of a decode over the usual one; SGLang narrows queries for an 8-bit cache in a kernel of its own."""
+    name, _, kernel = library.partition("/")
+    found = _KERNELS.get(kernel.removesuffix("+80"), DecodeKernel())
+    eight = precision.endswith("fp8")
+    cast = CAST if name == "sglang" and eight and kernel in ("fa3", "gen") else 0.0
+    tables = (0.3 if eight else 0.15) if name == "vllm" and kernel == "fa3" else 0.0
+    return (found.floor8 if eight else found.floor) + cast + tables

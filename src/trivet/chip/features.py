@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from trivet.chip.decode import launched
 from trivet.chip.experts import of_library
 from trivet.chip.kernels import feature_library, portable_kernel, precision_of
 from trivet.chip.point import ChipPoint
@@ -33,6 +34,8 @@ def floor_seconds(point: ChipPoint, kind: str = "", library: str = "", precision
     if kind in HALF_CLOCKED:
         launches = of_library(library).launched(precision) if kind == "moe" else 1.0
         return launches * FLOOR_CYCLES / float(np.sqrt(clock * USUAL_CLOCK_HZ))
+    if kind == "decode":
+        return launched(library, precision) * FLOOR_CYCLES / clock
     return FLOOR_CYCLES / clock
 
 

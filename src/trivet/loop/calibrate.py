@@ -57,7 +57,7 @@ RECIPES: dict[str, Recipe] = {kind: Recipe() for kind in KINDS} | {
     ),
     "scan": Recipe((48, 24), 24, 1024, 4e-3, kernels=True, styles=True, members=3),
     "prefill": Recipe(kernels=True, styles=True, members=3),
-    "decode": Recipe(kernels=True),
+    "decode": Recipe(kernels=True, members=3),
     # Few rows and one model's shapes: a smaller network, held closer to the physics.
     "mla_prefill": Recipe((64, 32), 40, 1024, 4e-3, 0.3, kernels=True, styles=True, members=3),
     "mla_decode": Recipe((64, 32), 40, 1024, 4e-3, 0.3, kernels=True, styles=True, members=3),

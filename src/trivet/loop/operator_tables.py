@@ -151,10 +151,11 @@ def _part(kind: str, op: str, group: dict[str, str], part: Any, precisions: tupl
     library = kernel_library(op, group["engine"], dtype, group.get("kernel_source", ""), part_chip.family)
     label = precision_of(found)
     kernel = attention_kernel(library, part_chip.family, label, kind) if kind == "decode" else ""
-    ideal = terms(found, point, True, f"{library}/{kernel}" if kernel else library)
+    timed = f"{library}/{kernel}" if kernel else library
+    ideal = terms(found, point, True, timed)
     rows = len(part)
     ones = np.broadcast_to(indicators(precisions, library, label), (rows, 3 + len(precisions)))
-    base = np.column_stack([ideal.compute_s, ideal.memory_s, np.full(rows, floor_seconds(point, kind, library, label))])
+    base = np.column_stack([ideal.compute_s, ideal.memory_s, np.full(rows, floor_seconds(point, kind, timed, label))])
     return Samples(
         kind, precisions, np.hstack([features(kind, found, ideal, point, library), ones]), base,
         part["latency"].cast(float).to_numpy() * 1e-3, np.full(rows, part_chip.name, "U32"),
