@@ -49,6 +49,9 @@ _KERNELS = {
     "async": DecodeKernel(4.2e3, 0.5),
 }
 CAST = 0.5  # launch of SGLang's cast of queries, over the usual floor
+TURNED = 20.0  # cycles a key of 128: Hopper multiplies 8 bits in one layout only, so FlashAttention 3 transposes values in the unit
+PADDED = 12e3  # cycles of SGLang's passes around heads of 192, whose values are narrower
+UNHIDDEN = 6e3  # cycles by which TensorRT-LLM's masked kernel starts later than Hopper's own for 8 bits
 _VECTOR = DecodeKernel(2.7e3, 0.1, 1.0)  # a block for each query head
 _VECTOR_READS = 25.0  # bytes a unit and cycle that it takes of 16-bit keys, which come from the cache for all heads but one
 
@@ -59,8 +62,8 @@ class Blocks:
 
     rows: Floats
     wave_s: Floats
-    alone: Floats  # 1 where each query head has a block of its own
-    reread_s: Floats
+    key_s: Floats  # of a unit for all keys of a block, beyond what the memory gives it
+    before_s: Floats  # passes ahead of the kernel
 
 
 def per_head(library: str, group: Floats) -> NDArray[Any]:
@@ -78,14 +81,17 @@ def blocks(library: str, eight: bool, point: ChipPoint, group: Floats, head: Flo
     found = _KERNELS.get(kernel.removesuffix("+80"), DecodeKernel())
     wide = head / 128.0
     wave = (found.cycles / point.clock_hz if found.cycles else BLOCK_S) * wide**found.growth
-    rows = np.full(np.shape(group), found.rows)
     if name == "sglang" and kernel == "fi" and not eight:
         wave = np.where(group < 3.5, wave * 0.35, wave)
     alone = per_head(library, group)
     vector = _VECTOR.cycles / point.clock_hz * wide**_VECTOR.growth
-    reread = 4.0 * head * keys / (_VECTOR_READS * point.clock_hz)  # each head's keys and values, once over the cache's bus
+    per_key = np.where(alone & (group > 1.5), 4.0 * head / _VECTOR_READS, 0.0)  # each head's own reads
+    if eight and kernel == "fa3":
+        per_key = per_key + TURNED * wide
+    before = np.where((head == 192.0) & (name == "sglang"), PADDED, 0.0)
+    before = np.where(alone & (kernel == "xqa8+90"), before + UNHIDDEN, before)
     return Blocks(
-        np.where(alone, 1.0, rows), np.where(alone, vector, wave), alone * 1.0, np.where(alone & (group > 1.5), reread, 0.0)
+        np.where(alone, 1.0, found.rows), np.where(alone, vector, wave), keys * per_key / point.clock_hz, before / point.clock_hz
     )
 
 

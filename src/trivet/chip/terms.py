@@ -217,7 +217,7 @@ def attention_terms(op: Attention, point: ChipPoint, isolated: bool = False, lib
     if op.kind != "mla" and float(np.max(op.qk_head_dim)) != float(np.max(op.v_head_dim)):
         compute_s = compute_s * _latent_work(op, point, library)
     if block is not None:
-        compute_s = compute_s + waves * block.wave_s + sequences * heads * block.reread_s / point.units
+        compute_s = compute_s + waves * block.wave_s + jobs / point.units * block.key_s + block.before_s
         reach = np.clip((DECODE_REACH - total / max(point.l2_bytes, 1.0)) / DECODE_FADE, 0.0, 1.0)
         warm = reach if isolated else np.zeros_like(total)
         rate = DECODE_L2_BYTES_PER_CYCLE * point.units * point.clock_hz / point.bandwidth
