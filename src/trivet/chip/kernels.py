@@ -61,6 +61,9 @@ _ATTENTION = {
 }  # fmt: skip
 
 
+# Families without asynchronous copies whose software stack builds CUDA's kernels run what the engines give older chips.
+LIKE = dict.fromkeys(("ppu", "musa", "turing", "volta", "pascal"), "ada")
+
 # Families whose units copy and multiply asynchronously, which attention kernels of all makers of software build on there; AMD's,
 # in assembly, load straight into shared memory while two groups of waves take turns.
 ASYNCHRONOUS = ("hopper", "blackwell", *CDNA)
@@ -83,9 +86,9 @@ def attention_kernel(library: str, family: str, precision: str, kind: str) -> st
     older ones, which differ on Hopper and, in decode, with an FP8 cache. "+80" marks FlashAttention 3 on Ampere. Linear
     attention is told apart along the same lines: FlashInfer's kernels on Hopper and Blackwell, Triton's elsewhere.
     """
-    found = _ATTENTION.get((library, family), "")
+    found = _ATTENTION.get((library, LIKE.get(family, family)), "")
     if library == "sglang" and kind == "prefill" and precision == "bf16+fp8" and found in ("fa3", "gen"):
-        return "triton"  # the fast ones there take an FP8 cache with FP8 queries only
+        return ""  # Triton's for the shapes that the fast ones lack (an FP8 cache with 16-bit queries): no two families share any
     if found == "fa2" and precision.endswith("fp8"):
         return "fi"
     if found == "fa3" and family == "ampere":
