@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from trivet.chip.decode import launched
+from trivet.chip.attention import launched
 from trivet.chip.experts import of_library
 from trivet.chip.kernels import feature_library, portable_kernel, precision_of
 from trivet.chip.point import ChipPoint

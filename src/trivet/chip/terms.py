@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from trivet.chip.decode import blocks
+from trivet.chip.attention import blocks, passes_s
 from trivet.chip.experts import PORTABLE_FLOPS, WIDENING, of_library, widened_ahead
+from trivet.chip.kernels import precision_of
 from trivet.chip.point import CDNA, OPERAND_BYTES, SYSTOLIC, ChipPoint
 from trivet.errors import Unsupported
 from trivet.operators import ACTIVATION_BYTES, WEIGHT_BYTES, Attention, Conv, Gemm, GroupedGemm, Scan, Stream
@@ -214,7 +215,8 @@ def attention_terms(op: Attention, point: ChipPoint, isolated: bool = False, lib
     flops = _array(op.flops)
     compute_s = flops * padded / point.peak_flops / fill
     total = _array(op.bytes)
-    if op.kind != "mla" and float(np.max(op.qk_head_dim)) != float(np.max(op.v_head_dim)):
+    latent = op.kind == "mla" or float(np.max(op.qk_head_dim)) != float(np.max(op.v_head_dim))
+    if latent and op.kind != "mla":
         compute_s = compute_s * _latent_work(op, point, library)
     if block is not None:
         compute_s = compute_s + waves * block.wave_s + jobs / point.units * block.key_s + block.before_s
@@ -226,6 +228,8 @@ def attention_terms(op: Attention, point: ChipPoint, isolated: bool = False, lib
         compute_s = _throttled(compute_s, flops / ATTENTION_POWER, point)
         warm = _warm(total, point, isolated, 2.0)
         cache = max(1.3, L2_BYTES_PER_CYCLE * point.units * point.clock_hz / point.bandwidth)
+    if not latent:
+        compute_s = compute_s + passes_s(library, precision_of(op), point, _array(op.qk_head_dim) + 0.0 * compute_s)
     zero = np.zeros_like(compute_s)
     memory_s = _memory_s(total, warm, point, cache) / np.clip(waves * 2.0, 0.05, 1.0)
     return Terms(

@@ -150,7 +150,7 @@ def _part(kind: str, op: str, group: dict[str, str], part: Any, precisions: tupl
     point = chip_point(part_chip, found.dtype)
     library = kernel_library(op, group["engine"], dtype, group.get("kernel_source", ""), part_chip.family)
     label = precision_of(found)
-    kernel = attention_kernel(library, part_chip.family, label, kind) if kind == "decode" else ""
+    kernel = attention_kernel(library, part_chip.family, label, kind) if kind in ("prefill", "decode") else ""
     timed = f"{library}/{kernel}" if kernel else library
     ideal = terms(found, point, True, timed)
     rows = len(part)

@@ -50,7 +50,8 @@ _KERNELS = {
 }
 CAST = 0.5  # launch of SGLang's cast of queries, over the usual floor
 TURNED = 20.0  # cycles a key of 128: Hopper multiplies 8 bits in one layout only, so FlashAttention 3 transposes values in the unit
-PADDED = 12e3  # cycles of SGLang's passes around heads of 192, whose values are narrower
+PADDED = 12e3  # cycles of SGLang's passes around heads of 192
+CAST_CYCLES = 10e3  # cycles of SGLang's cast of a prompt's queries
 UNHIDDEN = 6e3  # cycles by which TensorRT-LLM's masked kernel starts later than Hopper's own for 8 bits
 _VECTOR = DecodeKernel(2.7e3, 0.1, 1.0)  # a block for each query head
 _VECTOR_READS = 25.0  # bytes a unit and cycle that it takes of 16-bit keys, which come from the cache for all heads but one
@@ -63,7 +64,7 @@ class Blocks:
     rows: Floats
     wave_s: Floats
     key_s: Floats  # of a unit for all keys of a block, beyond what the memory gives it
-    before_s: Floats  # passes ahead of the kernel
+    before_s: Floats  # by which a kernel starts later than the library's usual one
 
 
 def per_head(library: str, group: Floats) -> NDArray[Any]:
@@ -88,8 +89,7 @@ def blocks(library: str, eight: bool, point: ChipPoint, group: Floats, head: Flo
     per_key = np.where(alone & (group > 1.5), 4.0 * head / _VECTOR_READS, 0.0)  # each head's own reads
     if eight and kernel == "fa3":
         per_key = per_key + TURNED * wide
-    before = np.where((head == 192.0) & (name == "sglang"), PADDED, 0.0)
-    before = np.where(alone & (kernel == "xqa8+90"), before + UNHIDDEN, before)
+    before = np.where(alone & (kernel == "xqa8+90"), UNHIDDEN, 0.0)
     return Blocks(
         np.where(alone, 1.0, found.rows), np.where(alone, vector, wave), keys * per_key / point.clock_hz, before / point.clock_hz
     )
@@ -103,3 +103,13 @@ def launched(library: str, precision: str) -> float:
     cast = CAST if name == "sglang" and eight and kernel in ("fa3", "gen") else 0.0
     tables = (0.3 if eight else 0.15) if name == "vllm" and kernel == "fa3" else 0.0
     return (found.floor8 if eight else found.floor) + cast + tables
+
+
+def passes_s(library: str, precision: str, point: ChipPoint, head: Floats) -> Floats:
+    """What SGLang runs around its attention kernels: heads of 192 have narrower values, which are padded and cut; queries in 8
+    bits are cast for TensorRT-LLM's prompts in a kernel of their own."""
+    name, _, kernel = library.partition("/")
+    if name != "sglang":
+        return np.zeros(np.shape(head))
+    cast = CAST_CYCLES if precision == "fp8+fp8" and kernel == "gen" else 0.0
+    return (np.where(head == 192.0, PADDED, 0.0) + cast) / point.clock_hz
