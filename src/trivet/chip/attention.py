@@ -113,3 +113,28 @@ def passes_s(library: str, precision: str, point: ChipPoint, head: Floats) -> Fl
         return np.zeros(np.shape(head))
     cast = CAST_CYCLES if precision == "fp8+fp8" and kernel == "gen" else 0.0
     return (np.where(head == 192.0, PADDED, 0.0) + cast) / point.clock_hz
+
+
+# Prompts. TensorRT-LLM's kernels for chips without asynchronous copies: time over that of heads of 128, by head and width.
+_FMHA = {("bf16", 192.0): 1.55, ("fp8", 64.0): 2.3, ("fp8", 192.0): 1.4, ("fp8", 256.0): 3.3}
+NARROW_MATH = 0.5  # time of products in 8 bits over those in 16
+
+
+def prompt_products(library: str, precision: str, head: Floats) -> Floats:
+    """Time of a prompt's products over that at the peak of its queries' precision. Over a cache in 8 bits TensorRT-LLM's
+    kernels for Hopper and Blackwell multiply in 8 bits, whatever the queries were."""
+    kernel = library.partition("/")[2]
+    rate = np.ones(np.shape(head))
+    if kernel == "fmha":
+        for (width, size), factor in _FMHA.items():
+            if precision.startswith(width):
+                rate = np.where(head == size, factor, rate)
+    if precision == "bf16+fp8" and kernel in ("fmha+90", "gen"):
+        rate = rate * NARROW_MATH
+    return rate
+
+
+def softmax_s(pairs: Floats, point: ChipPoint) -> Floats:
+    """Time of the exponentials of ``pairs`` (of queries and keys, over all heads): on chips whose matrix units are fast this is
+    what bounds small heads."""
+    return pairs / (point.exponentials * point.units * point.clock_hz)

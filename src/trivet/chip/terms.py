@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from trivet.chip.attention import blocks, passes_s
+from trivet.chip.attention import blocks, passes_s, prompt_products, softmax_s
 from trivet.chip.experts import PORTABLE_FLOPS, WIDENING, of_library, widened_ahead
 from trivet.chip.kernels import precision_of
 from trivet.chip.point import CDNA, OPERAND_BYTES, SYSTOLIC, ChipPoint
@@ -225,6 +225,10 @@ def attention_terms(op: Attention, point: ChipPoint, isolated: bool = False, lib
         rate = DECODE_L2_BYTES_PER_CYCLE * point.units * point.clock_hz / point.bandwidth
         cache = min(max(rate, DECODE_L2_OVER_HBM[0]), DECODE_L2_OVER_HBM[1])
     else:
+        if not latent:
+            compute_s = compute_s * prompt_products(library, precision_of(op), _array(op.qk_head_dim) + 0.0 * compute_s)
+        if op.kind != "mla" and point.family not in SYSTOLIC:
+            compute_s = np.hypot(compute_s, softmax_s(sequences * heads * _array(op.pairs), point))
         compute_s = _throttled(compute_s, flops / ATTENTION_POWER, point)
         warm = _warm(total, point, isolated, 2.0)
         cache = max(1.3, L2_BYTES_PER_CYCLE * point.units * point.clock_hz / point.bandwidth)
