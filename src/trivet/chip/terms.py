@@ -227,7 +227,7 @@ def attention_terms(op: Attention, point: ChipPoint, isolated: bool = False, lib
     else:
         if not latent:
             compute_s = compute_s * prompt_products(library, precision_of(op), _array(op.qk_head_dim) + 0.0 * compute_s)
-        if op.kind != "mla" and point.family not in SYSTOLIC:
+        if not latent and point.family not in SYSTOLIC:
             compute_s = np.hypot(compute_s, softmax_s(sequences * heads * _array(op.pairs), point))
         compute_s = _throttled(compute_s, flops / ATTENTION_POWER, point)
         warm = _warm(total, point, isolated, 2.0)
