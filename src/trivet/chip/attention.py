@@ -49,7 +49,7 @@ _KERNELS = {
     "async": DecodeKernel(4.2e3, 0.5),
 }
 CAST = 0.5  # launch of SGLang's cast of queries, over the usual floor
-TURNED = 20.0  # cycles a key of 128: Hopper multiplies 8 bits in one layout only, so FlashAttention 3 transposes values in the unit
+TURNED = 20.0  # cycles a key of 128: Hopper multiplies 8 bits in one layout only, so FlashAttention 3 turns values in the unit
 PADDED = 12e3  # cycles of SGLang's passes around heads of 192
 CAST_CYCLES = 10e3  # cycles of SGLang's cast of a prompt's queries
 UNHIDDEN = 6e3  # cycles by which TensorRT-LLM's masked kernel starts later than Hopper's own for 8 bits
