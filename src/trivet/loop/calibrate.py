@@ -240,7 +240,8 @@ def fit_kind(data: Samples, recipe: Recipe, seed: int = 0, progress: Progress | 
     elsewhere = measured_elsewhere(named)
     close = _fit(named, recipe, seed, progress, elsewhere)
     styled, styles = as_fitted(data, recipe)
-    far = _fit(styled, damped(recipe), seed, progress, ~elsewhere, library_columns(data), taught=teaching(data))
+    asked = np.ones_like(elsewhere) if elsewhere.all() else ~elsewhere
+    far = _fit(styled, damped(recipe), seed, progress, asked, library_columns(data), taught=teaching(data))
     return replace(
         far,
         kind=replace(far.kind, kernels=styles),
