@@ -84,8 +84,8 @@ def attention_kernel(library: str, family: str, precision: str, kind: str) -> st
 
     fa2, fa3: FlashAttention; fi: FlashInfer; gen: TensorRT-LLM's for Blackwell (also in vLLM and SGLang); xqa, fmha: its
     older ones, which differ on Hopper and, in decode, with an FP8 cache. "+80" marks FlashAttention 3 on Ampere. Linear
-    attention and its convolutions run on Triton's kernels under every engine, compiled into asynchronous copies where a family has
-    them ("+90"); vLLM's chunks on Hopper and Blackwell on FlashInfer's. Ampere's were measured under an older SGLang, hence apart.
+    attention and its convolutions run on Triton's kernels under every engine, compiled into asynchronous copies where a family
+    has them ("+90"); vLLM's chunks on Hopper and Blackwell on FlashInfer's. Ampere's were measured under an older SGLang.
     """
     if kind == "scan":
         fast = library == "vllm" and precision == "scan" and family in ("hopper", "blackwell")
