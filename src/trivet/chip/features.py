@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from trivet.chip.attention import launched
 from trivet.chip.experts import of_library
 from trivet.chip.kernels import feature_library, portable_kernel, precision_of
 from trivet.chip.point import ChipPoint
@@ -38,6 +39,8 @@ def floor_seconds(point: ChipPoint, kind: str = "", library: str = "", precision
         elif kind == "gemm_narrow":
             launches = product_launches(library, precision)
         return launches * FLOOR_CYCLES / float(np.sqrt(clock * USUAL_CLOCK_HZ))
+    if kind == "decode":
+        return launched(library, precision) * FLOOR_CYCLES / clock
     return FLOOR_CYCLES / clock
 
 

@@ -37,6 +37,7 @@ FIELDS: dict[str, Field] = {
     "tdp_w": Field("W", "power limit of the module", True),
     "idle_w": Field("W", "power when idle, driver loaded", True),
     "ecc_bandwidth_share": Field("", "share of the memory bandwidth that is left where check bits are kept in the same memory"),
+    "exponentials_per_cycle": Field("", "exponentials that a unit takes in a cycle, as the softmax of attention needs them"),
     "launch_s": Field("s", "device-side floor of one kernel inside a graph", True),
     "host_launch_s": Field("s", "host time of one kernel launch without a graph", True),
     "process_nm": Field("nm", "process node by the foundry's name"),

@@ -62,6 +62,9 @@ _ATTENTION = {
 }  # fmt: skip
 
 
+# Families without asynchronous copies whose software stack builds CUDA's kernels run what the engines give older chips.
+LIKE = dict.fromkeys(("ppu", "musa", "turing", "volta", "pascal"), "ada")
+
 # Families whose units copy and multiply asynchronously, which attention kernels of all makers of software build on there; AMD's,
 # in assembly, load straight into shared memory while two groups of waves take turns.
 ASYNCHRONOUS = ("hopper", "blackwell", *CDNA)
@@ -82,11 +85,16 @@ def attention_kernel(library: str, family: str, precision: str, kind: str) -> st
 
     fa2, fa3: FlashAttention; fi: FlashInfer; gen: TensorRT-LLM's for Blackwell (also in vLLM and SGLang); xqa, fmha: its
     older ones, which differ on Hopper and, in decode, with an FP8 cache. "+80" marks FlashAttention 3 on Ampere. Linear
-    attention is told apart along the same lines: FlashInfer's kernels on Hopper and Blackwell, Triton's elsewhere.
+    attention and its convolutions run on Triton's kernels under every engine, compiled into asynchronous copies where a family
+    has them ("+90"); vLLM's chunks on Hopper and Blackwell on FlashInfer's. Ampere's were measured under an older SGLang.
     """
-    found = _ATTENTION.get((library, family), "")
+    if kind == "scan":
+        fast = library == "vllm" and precision == "scan" and family in ("hopper", "blackwell")
+        plain = "triton+90" if attention_style(family) == "async" else "triton+80" if family == "ampere" else "triton"
+        return ("fi" if fast else plain) if (library, LIKE.get(family, family)) in _ATTENTION else ""
+    found = _ATTENTION.get((library, LIKE.get(family, family)), "")
     if library == "sglang" and kind == "prefill" and precision == "bf16+fp8" and found in ("fa3", "gen"):
-        return "triton"  # the fast ones there take an FP8 cache with FP8 queries only
+        return ""  # Triton's for the shapes that the fast ones lack (an FP8 cache with 16-bit queries): no two families share any
     if found == "fa2" and precision.endswith("fp8"):
         return "fi"
     if found == "fa3" and family == "ampere":

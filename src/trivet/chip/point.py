@@ -36,6 +36,7 @@ OPERAND_BYTES = {"fp32": 4.0, "tf32": 4.0, "bf16": 2.0, "fp16": 2.0, "fp8": 1.0,
 # does more fetches less an operation, and narrower operands cost less: exponents. From sustained products of nine chips of 4 and
 # 5 nm (docs/timing.md), which agree within 10%; A100 at 7 nm stays below.
 FLOPS_PER_WATT, USUAL_CYCLE_FLOPS, FETCH_SAVED, NARROW_SAVED = 1.35e12, 4096.0, 0.4, 0.45
+EXPONENTIALS = 16.0  # a unit and cycle, on every NVIDIA chip from A100 to B200 (CUDA programming guide: special function units)
 STACKED_BANDWIDTH = 1.9e12  # memory as fast as this is stacked, whether the data sheet counts its stacks or not
 
 
@@ -73,6 +74,7 @@ class ChipPoint:
     fed_flops: float = 0.0  # peak that operands can be fed at: halving their width at most doubles it; 0 = the peak
     fine_grained: bool = False  # a CPU: vectors, no tiles that a short product would leave empty
     stacked: bool = False  # memory in stacks on the package (HBM), not on the board
+    exponentials: float = 16.0  # a unit and cycle
     power_flops: float = 0.0  # rate that the power limit sustains in large products; 0 = none known
 
 
@@ -167,6 +169,7 @@ def _build(chip: Chip, dtype: str) -> ChipPoint:
         sigma_cache=cache.log_sigma, bench=tuple(0.0 if b is None else b.value for b in bench),  # type: ignore[arg-type]
         fed_flops=fed, fine_grained=chip.role == "cpu",
         stacked=bool(chip.get("memory_stacks")) or bandwidth.value > STACKED_BANDWIDTH,
+        exponentials=_positive(chip, "exponentials_per_cycle", EXPONENTIALS).value,
         power_flops=_power_flops(chip, peak.value / max(1.0, cores.value) / clock, math_dtype),
     )  # fmt: skip
 

@@ -177,12 +177,18 @@ def spread_columns(shares: Floats, size: Floats) -> Floats:
     return np.column_stack([np.ones(len(size)), shares[:, 0], shares[:, 1], size, size**2])
 
 
-def own_sigma(kind: Kind, shares: Floats, size: Floats, known: str, precision: str = "") -> Floats:
-    """Log spread of a shape's own residual: ``exp`` of a linear form in its shares and its size over the floor."""
+def own_sigma(
+    kind: Kind, shares: Floats, size: Floats, known: str, precision: str = "", library: str = ""
+) -> Floats:
+    """Log spread of a shape's own residual: ``exp`` of a linear form in its shares and its size over the floor, shifted for the
+    precision and, where that was calibrated, for the kernels of a library."""
     columns = spread_columns(shares, size)
     row = {"measured": 0, "benchmarked": 2}.get(known, 1)
     rows = (1, 2) if row == 2 else (row,)  # benchmarks never widen what is believed without them
-    shapes = [columns @ kind.spread[r] + kind.adjust.get(f"{r}|{precision}", 0.0) for r in rows]
+    usual = [kind.adjust.get(f"{r}|{precision}", 0.0) for r in rows]
+    engine = library.partition("/")[0]
+    shift = [kind.adjust.get(f"{r}|{precision}|{engine}", u) for r, u in zip(rows, usual, strict=True)]
+    shapes = [columns @ kind.spread[r] + s for r, s in zip(rows, shift, strict=True)]
     # The lesser of two spreads covers 78%; BENCHMARKED brings left-out families back to 80%.
     return np.exp(np.clip(np.min(shapes, axis=0) + (BENCHMARKED if row == 2 else 0.0), -4.5, 0.5))
 

@@ -12,7 +12,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from trivet.chip.attention import blocks, passes_s, prompt_products, softmax_s
 from trivet.chip.experts import PORTABLE_FLOPS, WIDENING, of_library, widened_ahead
+from trivet.chip.kernels import precision_of
 from trivet.chip.point import CDNA, OPERAND_BYTES, SYSTOLIC, ChipPoint
 from trivet.chip.tilings import Rules, allowed, copies, quantising, read_share, rules, shared_memory
 from trivet.errors import Unsupported
@@ -46,8 +48,6 @@ ATTENTION_POWER = 1.4  # operations a joule of attention over those of products:
 # goes first). L40S and RTX PRO read them at 4 times their memory's rate, Hopper and Blackwell at no less than twice.
 DECODE_REACH, DECODE_FADE = 1.1, 0.2  # working set over cache at which nothing is left; width of the fall
 DECODE_L2_BYTES_PER_CYCLE, DECODE_L2_OVER_HBM = 18.0, (2.0, 4.5)
-# A block's chain of dependent reads (page table, queries, keys, result): bound by latency, so about the same on every chip.
-BLOCK_S = 3.9e-6
 
 ABSORBED = 576.0 + 512.0  # widths of keys and values where latents are multiplied in place of heads
 
@@ -233,6 +233,13 @@ def attention_terms(op: Attention, point: ChipPoint, isolated: bool = False, lib
     group = np.maximum(1.0, heads / kv_heads)
     stacked = q * group  # query rows that share one key head
     tile = np.where(stacked >= 128.0, 128.0, np.where(stacked >= 64.0, 64.0, 16.0))
+    decode = op.kind != "mla" and float(np.max(q)) <= 8.0
+    block = None
+    if decode:
+        head = _array(op.qk_head_dim) + 0.0 * stacked
+        block = blocks(library, op.kv_dtype not in ("bf16", "fp16"), point, group + 0.0 * stacked, head, keys)
+        tile = np.where(block.rows > 1.5, np.maximum(np.minimum(tile, block.rows), 1.0), 1.0)
+        tile = np.where((block.rows > 16.5) & (stacked > 16.0), block.rows, tile)
     jobs = sequences * kv_heads * np.ceil(stacked / tile)
     split = np.clip(np.floor(point.units / np.maximum(jobs, 1e-9)), 1.0, np.maximum(1.0, keys / 256.0))
     waves = jobs * split / point.units
@@ -241,18 +248,25 @@ def attention_terms(op: Attention, point: ChipPoint, isolated: bool = False, lib
     flops = _array(op.flops)
     compute_s = flops * padded / point.peak_flops / fill
     total = _array(op.bytes)
-    if op.kind != "mla" and float(np.max(op.qk_head_dim)) != float(np.max(op.v_head_dim)):
+    latent = op.kind == "mla" or float(np.max(op.qk_head_dim)) != float(np.max(op.v_head_dim))
+    if latent and op.kind != "mla":
         compute_s = compute_s * _latent_work(op, point, library)
-    if op.kind != "mla" and float(np.max(q)) <= 8.0:
-        compute_s = compute_s + waves * BLOCK_S
+    if block is not None:
+        compute_s = compute_s + waves * block.wave_s + jobs / point.units * block.key_s + block.before_s
         reach = np.clip((DECODE_REACH - total / max(point.l2_bytes, 1.0)) / DECODE_FADE, 0.0, 1.0)
         warm = reach if isolated else np.zeros_like(total)
         rate = DECODE_L2_BYTES_PER_CYCLE * point.units * point.clock_hz / point.bandwidth
         cache = min(max(rate, DECODE_L2_OVER_HBM[0]), DECODE_L2_OVER_HBM[1])
     else:
+        if not latent:
+            compute_s = compute_s * prompt_products(library, precision_of(op), _array(op.qk_head_dim) + 0.0 * compute_s)
+        if not latent and point.family not in SYSTOLIC:
+            compute_s = np.hypot(compute_s, softmax_s(sequences * heads * _array(op.pairs), point))
         compute_s = _throttled(compute_s, flops / ATTENTION_POWER, point)
         warm = _warm(total, point, isolated, 2.0)
         cache = max(1.3, L2_BYTES_PER_CYCLE * point.units * point.clock_hz / point.bandwidth)
+    if not latent:
+        compute_s = compute_s + passes_s(library, precision_of(op), point, _array(op.qk_head_dim) + 0.0 * compute_s)
     zero = np.zeros_like(compute_s)
     memory_s = _memory_s(total, warm, point, cache) / np.clip(waves * 2.0, 0.05, 1.0)
     return Terms(

@@ -149,6 +149,7 @@ class _Belief:
     precision: str
     note: str
     power: float = residual.SOFT_MAX_POWER  # of the join of compute and memory
+    library: str = ""
 
 
 _BELIEFS: dict[tuple[int, int, str, str, str, str], tuple[object, object, _Belief]] = {}
@@ -172,7 +173,9 @@ def _belief(kinds: Kinds, chip: Chip, point: ChipPoint, kind: str, library: str,
         how = "benchmarked" if same else how
         note = "; ".join(n for n in (note, "calibrated by the chip's microbenchmarks") if n)
     power = maker_profile(chip, kind, library, precision).power if how == "new" else residual.SOFT_MAX_POWER
-    belief = _Belief(offset, sigma, how, residual.HOST if library == "vllm_host" else precision, note, power)
+    belief = _Belief(
+        offset, sigma, how, residual.HOST if library == "vllm_host" else precision, note, power, library
+    )
     if len(_BELIEFS) > 4096:
         _BELIEFS.clear()
     _BELIEFS[key] = (kinds, chip, belief)
@@ -253,7 +256,7 @@ def _seconds(
     value, compute, bandwidth, launch, floor = parts
     shares = np.column_stack([compute, bandwidth, launch])
     size = np.log(np.maximum(value / usual, 1e-3))
-    own = residual.own_sigma(learned, shares, size, belief.how, belief.precision)
+    own = residual.own_sigma(learned, shares, size, belief.how, belief.precision, belief.library)
     total = np.sqrt(own**2 + ((shares * belief.sigma) ** 2).sum(1))
     said = [n for n in (note, belief.note, _widened(operator, point)) if n]
     shape = operator_shape(operator)

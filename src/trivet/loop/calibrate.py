@@ -57,7 +57,7 @@ RECIPES: dict[str, Recipe] = {kind: Recipe() for kind in KINDS} | {
     ),
     "scan": Recipe((48, 24), 24, 1024, 4e-3, kernels=True, styles=True, members=3),
     "prefill": Recipe(kernels=True, styles=True, members=3),
-    "decode": Recipe(kernels=True),
+    "decode": Recipe(kernels=True, members=3),
     # Few rows and one model's shapes: a smaller network, held closer to the physics.
     "mla_prefill": Recipe((64, 32), 40, 1024, 4e-3, 0.3, kernels=True, styles=True, members=3),
     "mla_decode": Recipe((64, 32), 40, 1024, 4e-3, 0.3, kernels=True, styles=True, members=3),
@@ -206,6 +206,32 @@ def _adjust(
     return found
 
 
+ENGINE_SHARE = 0.7  # of what an engine's left-out errors ask beyond those of its precision
+
+
+def _by_engine(
+    kind: residual.Kind,
+    data: Samples,
+    engine: NDArray[Any],
+    error: Floats,
+    shares: Floats,
+    size: Floats,
+    factors: Floats,
+    use: Any,
+) -> dict[str, float]:
+    """Shifts of a new chip's log spread for each precision and engine that two families and more were measured with: one
+    engine runs a kernel or two, another picks among four by shape, and is foretold less well."""
+    found = {}
+    for library in np.unique(engine):
+        mine = use & (engine == library)
+        for key, shift in _adjust(kind, 1, data.precision, error, shares, size, factors, mine).items():
+            label = key.partition("|")[2]
+            if len(np.unique(data.family[mine & (data.precision == label)])) > 1:
+                usual = kind.adjust.get(key, 0.0)
+                found[f"{key}|{library}"] = usual + ENGINE_SHARE * (shift - usual)
+    return found
+
+
 def fit_kind(data: Samples, recipe: Recipe, seed: int = 0, progress: Progress | None = None) -> Fit:
     """Fit one kind, predict every row with its family left out, and calibrate the spread on that.
 
@@ -221,7 +247,8 @@ def fit_kind(data: Samples, recipe: Recipe, seed: int = 0, progress: Progress | 
     elsewhere = measured_elsewhere(named)
     close = _fit(named, recipe, seed, progress, elsewhere)
     styled, styles = as_fitted(data, recipe)
-    far = _fit(styled, damped(recipe), seed, progress, ~elsewhere, library_columns(data), taught=teaching(data))
+    asked = np.ones_like(elsewhere) if elsewhere.all() else ~elsewhere
+    far = _fit(styled, damped(recipe), seed, progress, asked, library_columns(data), taught=teaching(data))
     return replace(
         far,
         kind=replace(far.kind, kernels=styles),
@@ -291,11 +318,15 @@ def _fit(
         **_adjust(kind, 1, _spreads(data), error, shares, np.log(outside / floor), new, usual),
     }
     kind = replace(kind, adjust=adjust)
+    engine = np.char.partition(data.library, "/")[:, 0]
+    if data.kind in ("prefill", "decode"):
+        adjust = {**adjust, **_by_engine(kind, data, engine, error, shares, np.log(outside / floor), new, usual)}
+        kind = replace(kind, adjust=adjust)
     own = np.zeros(len(data.seconds))
     labels = _spreads(data)
-    for label in np.unique(labels):
-        mine = labels == label
-        own[mine] = residual.own_sigma(kind, shares[mine], np.log(outside / floor)[mine], "new", str(label))
+    for label, library in sorted(set(zip(labels.tolist(), engine.tolist(), strict=True))):
+        mine = (labels == label) & (engine == library)
+        own[mine] = residual.own_sigma(kind, shares[mine], np.log(outside / floor)[mine], "new", str(label), str(library))
     return Fit(kind, data, inside, outside, np.sqrt(own**2 + ((shares * new) ** 2).sum(1)), kept)
 
 

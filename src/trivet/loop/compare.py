@@ -2,9 +2,10 @@
 
 A predicted time is log-normal: ``own_sigma`` is the shape's own error, the rest comes from factors (compute, bandwidth,
 launch, link) that all operators of a chip share. Between chips errors are taken as independent. That is what was measured:
-with both families left out, the log errors of the same shapes on two chips of different families correlate by 0.28 (GEMM), 0.05
-(prefill attention) and -0.16 (decode attention), median over the pairs, and as independent errors 78% of GEMM ratios lie in their
-80% interval. Over several operators of one chip the factors add up in step, the own errors do not.
+with both families left out, the log errors of the same shapes on two chips of different families correlate by 0.28 (GEMM),
+-0.19 (prefill attention) and 0.10 (decode attention), median over the pairs, and as independent errors 78% of GEMM ratios, 85%
+of prefill ratios and 76% of decode ratios lie in their 80% interval. Over several operators of one chip the factors add up in
+step, the own errors do not.
 """
 
 from __future__ import annotations

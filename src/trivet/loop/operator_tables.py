@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from trivet.chip.catalogue import chip as catalogue_chip
 from trivet.chip.experts import expert_kernel
 from trivet.chip.features import covariates, features, floor_seconds
-from trivet.chip.kernels import KINDS, WIDE, precision_of
+from trivet.chip.kernels import KINDS, WIDE, attention_kernel, precision_of
 from trivet.chip.point import chip_point
 from trivet.chip.residual import indicators
 from trivet.chip.terms import terms
@@ -151,11 +151,13 @@ def _part(kind: str, op: str, group: dict[str, str], part: Any, precisions: tupl
     found = operator(op, dtype, kv_dtype, columns, group)
     point = chip_point(part_chip, found.dtype)
     library = kernel_library(op, group["engine"], dtype, group.get("kernel_source", ""), part_chip.family)
-    ideal = terms(found, point, True, library)
     label = precision_of(found)
+    kernel = attention_kernel(library, part_chip.family, label, kind) if kind in ("prefill", "decode") else ""
+    timed = f"{library}/{kernel}" if kernel else library
+    ideal = terms(found, point, True, timed)
     rows = len(part)
     ones = np.broadcast_to(indicators(precisions, library, label), (rows, 3 + len(precisions)))
-    base = np.column_stack([ideal.compute_s, ideal.memory_s, np.full(rows, floor_seconds(point, kind, library, label))])
+    base = np.column_stack([ideal.compute_s, ideal.memory_s, np.full(rows, floor_seconds(point, kind, timed, label))])
     return Samples(
         kind, precisions, np.hstack([features(kind, found, ideal, point, library), ones]), base,
         part["latency"].cast(float).to_numpy() * 1e-3, np.full(rows, part_chip.name, "U32"),
