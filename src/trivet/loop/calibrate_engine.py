@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from trivet.cloud.engine.profiles import from_mapping
 from trivet.loop.serving_model import Compiler, steady
 from trivet.loop.serving_rows import Case
+from trivet.loop.serving_speculation import unstated
 
 Floats = NDArray[np.float64]
 # Where the loss turns from square to linear, log units of TPOT and TTFT: within a campaign, and for its mean.
@@ -170,7 +171,8 @@ def _search(
         trial = Compiler(profiles, compiler.parts, compiler.rooms, speculation=False)
         return np.log([_pair(row.case, trial) for row in rows]) - measured
 
-    counted = ~(heads & (above_peers(rows, errors(x)[:, 0]) > -SPECULATIVE))
+    known = np.array([unstated(row.case).share == 1.0 for row in rows])
+    counted = ~(known | (heads & (above_peers(rows, errors(x)[:, 0]) > -SPECULATIVE)))
     number = np.maximum(np.bincount(owner, counted, campaigns), 1e-9)
 
     def residuals(logs: Floats) -> Floats:

@@ -10,13 +10,23 @@ import numpy as np
 
 from trivet.cloud import fabric
 from trivet.cloud.deployment import Deployment, StepTable
-from trivet.cloud.engine import Components, EngineProfile, assemble, compile_components, profile, room, schedule
+from trivet.cloud.engine import (
+    Components,
+    EngineProfile,
+    assemble,
+    compile_components,
+    profile,
+    room,
+    schedule,
+    speculating,
+)
 from trivet.cloud.engine.versions import before
 from trivet.cloud.serving.steady import Policy, Split, Steady, closed_loop, closed_loop_split
 from trivet.errors import DoesNotFit
 from trivet.loop.serving_launch import launched
 from trivet.loop.serving_recipes import recipe
 from trivet.loop.serving_rows import Case
+from trivet.loop.serving_speculation import Speculation, unstated
 from trivet.model import memory
 
 # deployment_key -> a number that stands for it, one for all compilers: calibration hands parts from one to the next.
@@ -30,7 +40,7 @@ class Compiler:
     profiles: Mapping[str, EngineProfile] = field(default_factory=dict)
     parts: dict[int, Components] = field(default_factory=dict)
     rooms: dict[Any, tuple[float, str]] = field(default_factory=dict)
-    tables: dict[tuple[int, float, bool], StepTable] = field(default_factory=dict)
+    tables: dict[tuple[int, float, bool, int], StepTable] = field(default_factory=dict)
     known: dict[tuple[str, str, str], EngineProfile] = field(default_factory=dict)
     speculation: bool = True  # reckon with speculation that rows do not state
     held: dict[int, tuple[Deployment, int]] = field(default_factory=dict)  # by identity; kept, so that it stays its own
@@ -70,17 +80,25 @@ class Compiler:
                 self.rooms[key] = (np.inf, f"by our count it does not fit, its KV taken as sufficient: {error}")
         return self.rooms[key]
 
-    def table(self, deployment: Deployment, launches: float = 1.0, overlap: bool | None = None) -> StepTable:
+    def table(
+        self, deployment: Deployment, launches: float = 1.0, overlap: bool | None = None, drafts: int = 0
+    ) -> StepTable:
         """``launches``: the host's time for launches in steps with prompts, over that of the engine. ``overlap``: whether the
-        host works beside the device, where a launch script says so."""
+        host works beside the device, where a launch script says so. ``drafts``: tokens that the model's own head proposes a
+        step."""
         constants = self.constants(deployment)
         if overlap is not None:
             constants = replace(constants, overlap=overlap)
         if launches != 1.0:
             constants = constants.launching(launches)
-        key = (self.number(deployment), constants.routed_layer_s, constants.overlap)
+        key = (self.number(deployment), constants.routed_layer_s, constants.overlap, drafts)
         if key not in self.tables:
-            self.tables[key] = assemble(self.components(deployment), constants)
+            found = assemble(self.components(deployment), constants)
+            if drafts:
+                wider = replace(deployment, settings=replace(deployment.settings, speculative_tokens=drafts))
+                wide = assemble(self.components(wider), constants)
+                found = speculating(wide, found, self.components(deployment), drafts)
+            self.tables[key] = found
         return self.tables[key]
 
 
@@ -115,30 +133,24 @@ def steady(case: Case, compiler: Compiler) -> Steady:
     low = shortest(case)
     if len(case.pools) > 1:
         return _split(case, compiler, low)
-    found = _aggregated(case, compiler, low)
-    share = unstated_speculation(case) if compiler.speculation else 0.0
-    return replace(found, tpot_s=found.tpot_s * SPECULATIVE_GAIN**-share) if share else found
+    plain = _aggregated(case, compiler, low, Speculation())
+    drawn = unstated(case) if compiler.speculation else Speculation()
+    if not drawn.share:
+        return plain
+    faster = _aggregated(case, compiler, low, drawn)
+    tpot, ttft = (
+        getattr(plain, name) ** (1.0 - drawn.share) * getattr(faster, name) ** drawn.share for name in ("tpot_s", "ttft_s")
+    )
+    return replace(faster, tpot_s=tpot, ttft_s=ttft)
 
 
-# Benchmarks of TensorRT-LLM on models with multi-token-prediction heads run it since January 2026 in about six of ten
-# campaigns, without a column that says so; a step then yields 1.4 to 1.9 tokens a sequence at its usual time.
-SPECULATIVE_GAIN = 1.65
-_SPECULATES = {"trtllm": ("2026-01-01", 0.6)}  # engine -> (measured from, share of the campaigns)
-
-
-def unstated_speculation(case: Case) -> float:
-    """Probability that a row was measured with speculation though it does not say so (0 for models without heads)."""
-    since, share = _SPECULATES.get(case.group["engine"], ("9", 0.0))
-    deployment = case.pools[-1].deployment
-    heads = deployment.architecture.mtp_layers > 0 and not deployment.settings.speculative_tokens
-    return share if heads and since <= case.measured_on < "9" else 0.0
-
-
-def _aggregated(case: Case, compiler: Compiler, low: float) -> Steady:
+def _aggregated(case: Case, compiler: Compiler, low: float, drawn: Speculation) -> Steady:
     pool = case.pools[0]
     clients = max(1.0, case.concurrency / pool.workers)
-    plan = launched(case, schedule(pool.deployment, case.isl, case.osl, clients))
-    table = compiler.table(pool.deployment, plan.launches, plan.overlap)
+    plan = launched(case, schedule(pool.deployment, case.isl, case.osl, clients), drawn.drafts)
+    table = compiler.table(pool.deployment, plan.launches, False if drawn.serial else plan.overlap, drawn.drafts)
+    if drawn.serial:
+        table = replace(table, host_per_sequence_s=3.0 * table.host_per_sequence_s)
     constants = compiler.constants(pool.deployment)
     kv_tokens = compiler.kv_tokens(pool.deployment)[0]
     policy = Policy(
@@ -147,6 +159,8 @@ def _aggregated(case: Case, compiler: Compiler, low: float) -> Steady:
         plan.max_sequences,
         kv_tokens,
         pool.deployment.layout.attention_dp,
+        tokens_a_step=drawn.tokens_a_step,
+        decode_tokens=1.0 + drawn.drafts,
         preempts=plan.preempts,
         frontend_s=constants.frontend_s,
         look_steps=plan.look_steps,
