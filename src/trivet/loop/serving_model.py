@@ -20,7 +20,7 @@ from trivet.cloud.engine import (
     schedule,
     speculating,
 )
-from trivet.cloud.engine.versions import before
+from trivet.cloud.engine.versions import before, inside
 from trivet.cloud.serving.steady import Policy, Split, Steady, closed_loop, closed_loop_split
 from trivet.errors import DoesNotFit
 from trivet.loop.serving_launch import launched
@@ -107,7 +107,7 @@ def deployment_key(deployment: Deployment) -> Any:
     d = deployment
     s = d.settings
     quantisation = d.architecture.quantisation
-    old = s.engine == "trtllm" and before(s.version, "1.2")  # other expert kernels: ``Clock.generated``
+    old = s.engine == "trtllm" and before(inside(s.version), "1.2")  # other expert kernels: ``Clock.generated``
     return (d.architecture.name, quantisation, d.chip.name, d.server, d.layout, s.engine, old, s.kv_dtype, s.weight_dtype,
             s.moe_dtype, s.speculative_tokens, s.all_reduce)  # fmt: skip
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from trivet.chip import timing
 from trivet.cloud import collectives
 from trivet.cloud.deployment import Deployment
-from trivet.cloud.engine.versions import before
+from trivet.cloud.engine.versions import before, inside
 from trivet.model.layers import operators
 from trivet.model.parallel import Batch, Layout
 from trivet.operators import Attention, Gemm, GroupedGemm, Operator, Scan, Stream, Transfer
@@ -145,7 +145,7 @@ class Clock:
             return ""
         if operator.dtype == "nvfp4":
             return "trtllm_min"
-        return "vllm" if operator.dtype == "fp8_block" and not before(deployment.settings.version, "1.2") else ""
+        return "vllm" if operator.dtype == "fp8_block" and not before(inside(deployment.settings.version), "1.2") else ""
 
     def stand_in(self, operator: GroupedGemm) -> Any:
         """An expert kernel's time in another format of the same width: the measured kernels of some formats are in part untuned
