@@ -11,7 +11,7 @@ def numbers(version: str) -> tuple[int, ...]:
 
 
 # Versions of TensorRT-LLM's rows below 0.10 are Dynamo's; what its images hold, from its releases' tables of components.
-_DYNAMO = {(0, 5): "1.1", (0, 6): "1.1", (0, 7): "1.2", (0, 8): "1.2", (0, 9): "1.3"}
+_DYNAMO: dict[tuple[int, ...], str] = {(0, 5): "1.1", (0, 6): "1.1", (0, 7): "1.2", (0, 8): "1.2", (0, 9): "1.3"}
 
 
 def inside(version: str) -> str:
