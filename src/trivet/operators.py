@@ -77,7 +77,8 @@ class GroupedGemm:
 
     ``tokens`` are the tokens of the whole expert group (before top-k); this chip holds ``local_experts`` of ``experts``,
     each of ``intermediate`` columns (already divided by the expert tensor parallelism). ``skew`` is the hottest chip's
-    load over the mean load (1 = balanced); ``imbalance`` the coefficient of variation of the load over the experts.
+    load over the mean load (1 = balanced); ``imbalance`` the coefficient of variation of the load over the experts. ``active``:
+    local experts that at least one token chose, where that is known (0: from independent uniform choice).
     """
 
     name: str
@@ -92,6 +93,7 @@ class GroupedGemm:
     skew: Number = 1.0
     count: float = 1.0
     imbalance: Number = 0.0
+    active: Number = 0.0
 
     @property
     def local_rows(self) -> Number:
@@ -100,9 +102,10 @@ class GroupedGemm:
 
     @property
     def active_experts(self) -> Number:
-        """Expected number of local experts that at least one token chose (independent uniform choice)."""
+        """Expected number of local experts that at least one token chose."""
         miss = (1.0 - np.minimum(self.top_k / self.experts, 1.0)) ** self.tokens
-        return self.local_experts * (1.0 - miss)
+        found = self.local_experts * (1.0 - miss)
+        return found if np.ndim(self.active) == 0 and self.active == 0.0 else np.where(self.active > 0.0, self.active, found)
 
     @property
     def flops(self) -> Number:

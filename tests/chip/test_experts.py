@@ -7,10 +7,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from trivet.chip import residual
+from trivet.chip import residual, timing
 from trivet.chip.catalogue import chip
 from trivet.chip.centre import centre
-from trivet.chip.experts import KERNELS, alike, expert_kernel, nearest_kernel
+from trivet.chip.experts import INT8_OFFSET, KERNELS, alike, expert_kernel, nearest_kernel, taken_as
 from trivet.chip.features import features, floor_seconds
 from trivet.chip.kernels import latent_maker
 from trivet.chip.point import chip_point
@@ -133,3 +133,31 @@ def test_latent_prefill_multiplies_in_16_bits_and_latents_under_sglang() -> None
 def test_whose_latent_attention_sglang_runs() -> None:
     assert latent_maker("sglang", "blackwell", "mla_decode") == "trtllm"
     assert latent_maker("sglang", "hopper", "mla_decode") == latent_maker("sglang", "blackwell", "decode") == "sglang"
+
+
+def test_triton_runs_int8_experts_like_16_bit_ones_on_operands_half_as_wide() -> None:
+    assert taken_as("vllm/triton", "int8") == "bf16"
+    assert taken_as("vllm/aiter", "int8") == "int8" and taken_as("vllm/triton", "fp8") == "fp8"
+    a100 = chip("a100-80gb")
+
+    def seconds(dtype: str, tokens: float) -> timing.Seconds:
+        return timing.time(GroupedGemm("e", tokens, 7168.0, 2048.0, 256.0, 16.0, 8.0, dtype), a100, "vllm")
+
+    # Twice the peak and half the bytes, less the offsets.
+    many = seconds("int8", 16384.0).value_s / seconds("bf16", 16384.0).value_s
+    few = seconds("int8", 64.0).value_s / seconds("bf16", 64.0).value_s
+    assert 0.45 < many / np.exp(INT8_OFFSET[0]) < 0.55 and 0.45 < few < 0.65
+    wide, narrow = seconds("int8", 16384.0), seconds("bf16", 16384.0)
+    assert wide.log_sigma > 1.3 * narrow.log_sigma and "taken like bf16" in wide.note
+
+
+def test_small_tiles_of_narrow_operands_starve_where_a_unit_multiplies_fast() -> None:
+    def slowed(part: str, dtype: str, tokens: float) -> float:
+        point = chip_point(chip(part), dtype)
+        operator = GroupedGemm("e", tokens, 7168.0, 2048.0, 256.0, 256.0, 8.0, dtype)
+        fast = terms(operator, replace(point, clock_hz=point.clock_hz * 100.0), True, "vllm/cutlass").compute_s
+        return float(terms(operator, point, True, "vllm/cutlass").compute_s / fast)
+
+    assert slowed("b200", "nvfp4", 512.0) > 1.5 > slowed("b200", "nvfp4", 65536.0)
+    assert slowed("h100", "bf16", 512.0) < 1.3 and slowed("rtx-pro-6000", "nvfp4", 512.0) == pytest.approx(1.0)
+    assert slowed("tpu-v6e", "bf16", 512.0) == pytest.approx(1.0)

@@ -9,13 +9,15 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+from trivet.chip import residual
 from trivet.chip.catalogue import read_chip
 from trivet.errors import TrivetError
 from trivet.loop import calibrate, predict_operators, validate_operators
 from trivet.loop.calibrate_chip import calibrate_chip, entry_text
-from trivet.loop.fit_operators import Recipe, take_apart, train
+from trivet.loop.fit_operators import Parts, Recipe, Trained, take_apart, train
+from trivet.loop.fit_typical import with_hosts
 from trivet.loop.measure import Measured, catalogue_entry
-from trivet.loop.operator_rows import load_imbalance
+from trivet.loop.operator_rows import active_share, load_imbalance
 from trivet.loop.operator_tables import Samples
 
 SMALL = Recipe((16,), 12, 256, 1e-2)
@@ -99,6 +101,41 @@ def test_imbalance_of_experts() -> None:
     top = 0.8 * 4096
     assert np.isclose(cv[1] ** 2, np.log(top) * (top + 1) / (2 * (top - 1)) - 1, rtol=0.05)
     assert np.all((skew > 1) & (skew <= 8))
+
+
+def test_experts_that_get_a_token_as_the_tables_dealt_them() -> None:
+    tokens, experts = np.array([1.0, 16.0, 48.0, 1024.0]), 384.0
+    dealt = active_share("balanced", tokens, 8.0, experts) * experts
+    assert np.allclose(dealt, [8, 128, 384, 384])  # one by one, where chance would meet 8, 110, 244 and 384
+    drawn = active_share("power_law_1.01", tokens, 8.0, experts) * experts
+    # H100's INT4 experts take 115 and 200 of the balanced run's time an expert at 16 and 48 tokens.
+    assert np.allclose(drawn[1:3], [115, 200], rtol=0.08) and drawn[0] == 8 and drawn[3] < 384
+    assert np.all(np.diff(drawn) > 0)
+    assert np.allclose(active_share("power_law_1.0", tokens, 8.0, experts) * experts, drawn, rtol=0.02)
+    assert np.all(active_share("", tokens, 8.0, experts) == 0)
+
+
+def test_launches_without_a_graph_go_beside_the_devices_work() -> None:
+    ones, none = np.ones(3), np.zeros((3, 3))
+    host, device = 30e-6, np.array([3e-6, 30e-6, 300e-6])
+    value, compute, memory, launch, floor = residual.combine(device, device / 100.0, host, none, join=6.0)
+    assert np.allclose(value, [30e-6, 2 ** (1 / 6) * 30e-6, 300e-6], rtol=0.01)
+    assert np.allclose(compute + memory + launch, ones) and floor == pytest.approx(np.full(3, host))
+    assert launch[0] > 0.99 and abs(launch[1] - 0.5) < 0.01 and launch[2] < 0.01
+    after = residual.combine(device, device / 100.0, host, none)[0]
+    assert np.allclose(after, host + device, rtol=0.01)
+
+
+def test_an_unseen_chip_has_the_median_of_the_hosts() -> None:
+    names = ("a|vllm_eager|all_reduce_eager", "b|vllm_eager|all_reduce_eager", "c|vllm_eager/pcie|all_reduce_eager")
+    trained = Trained((), (), np.zeros(1, np.float32), np.ones(1, np.float32), {n: np.array([0.3, 0.1, f]) for n, f in zip(
+        names, (0.7, 0.0, -0.1), strict=True)})  # fmt: skip
+    parts = Parts({"vllm_eager|all_reduce_eager": np.array([0.4, 0.2, 0.6]), "vllm|all_reduce": np.ones(3),
+        "vllm_eager/pcie|all_reduce_eager": np.zeros(3)}, np.zeros((1, 3)), np.zeros(1), {}, {})  # fmt: skip
+    found = with_hosts(parts, trained).group
+    assert np.allclose(found["vllm_eager|all_reduce_eager"], [0.4, 0.2, 0.0])
+    assert np.allclose(found["vllm_eager/pcie|all_reduce_eager"], [0.0, 0.0, 0.0])
+    assert np.allclose(found["vllm|all_reduce"], 1.0)
 
 
 ROWS = """id,chip,engine,op,dtype,m,n,k,batch_size,isl,step,num_heads,num_key_value_heads,head_dim,num_gpus,message_size

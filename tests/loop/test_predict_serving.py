@@ -91,7 +91,8 @@ def test_speculation_that_rows_do_not_state() -> None:
            "weights": "fp8", "tp": "8", "concurrency": "16", "batch_size": "16", "measured_on": "2026-02-05"}  # fmt: skip
     sure = case(**row)
     assert (unstated(sure).share, unstated(sure).drafts) == (1.0, 3)
-    plain = [{"engine_version": "1.2.0rc6.post2"}, {"measured_on": ""}, {"model": "Qwen/Qwen3-32B"}, {"isl": "2048"},
+    plain = [{"engine_version": "1.2.0rc6.post2"}, {"measured_on": ""}, {"measured_on": "recent"}, {"isl": "2048"},
+             {"model": "Qwen/Qwen3-32B"},
              {"engine_version": "1.1.0rc2.post2", "measured_on": "2025-12-15"}]  # fmt: skip
     for other in [case(**{**row, **change}) for change in plain]:
         assert unstated(other).share == 0.0

@@ -8,6 +8,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+
 from trivet.chip.point import CDNA, SYSTOLIC
 
 UNPACK_INTEGERS = 32.0  # integer weights that a unit widens in a cycle by bit operations
@@ -106,6 +109,13 @@ WIDENING = ("int4_wo", "int8_wo", "mxfp4")  # narrow weights under 16-bit activa
 PORTABLE_FLOPS = 2048.0  # 16-bit operations that a unit does in a cycle through Ampere's warp-wide multiply
 
 
+# Triton's INT8 experts, measured on no chip, are its 16-bit ones with operands half as wide: one source, one choice of tiles.
+# Under their own ideal times kernels with FP8 operands take exp(-0.2 to 0.16) of what 16-bit ones say on Hopper, Blackwell and
+# RTX PRO, Triton's in blocks too; exp(0.3) in vLLM's blocks on Hopper, and exp(0.55) on Ada alone, whose FP8 multiply the
+# compiler feeds badly. Dense INT8 of A100 takes exp(-0.04). (log offset, log spread) of (compute, memory, floor) on top.
+INT8_OFFSET, INT8_SIGMA = np.array([0.10, 0.03, 0.0]), np.array([0.25, 0.10, 0.20])
+
+
 def expert_kernel(library: str, family: str, precision: str, source: str = "") -> str:
     """The kernel of a table's ``source``; without one, what ``library`` runs on an architecture family."""
     if family in _MAKERS:
@@ -139,6 +149,17 @@ def alike(kernel: str, precision: str) -> tuple[str, ...]:
 def nearest_kernel(kernel: str, precision: str, known: tuple[str, ...]) -> str:
     """The kernel of ``known`` that comes nearest, "" where none does."""
     return next((k for k in alike(kernel, precision) if k in known), "")
+
+
+def taken_as(library: str, precision: str) -> str:
+    """The precision whose measured kernels stand for ``precision`` in "library/kernel", itself where nothing is known."""
+    return "bf16" if (library.partition("/")[2], precision) == ("triton", "int8") else precision
+
+
+def stand_in(library: str, precision: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """(log offset, log spread) of (compute, memory, floor) on top of those kernels'."""
+    same = taken_as(library, precision) == precision
+    return (np.zeros(3), np.zeros(3)) if same else (INT8_OFFSET, INT8_SIGMA)
 
 
 def widened_ahead(kernel: str, dtype: str) -> bool:

@@ -55,7 +55,6 @@ FIELDS: dict[str, Field] = {
     "read_latency_s": Field("s", "latency of one 4 KiB read"),
     "controller_latency_s": Field("s", "latency that a drive's controller adds"),
     "claim_over_810e": Field("", "the maker's claim of speed over Zhenwu 810E"),
-    "available_year": Field("year", "year of general availability"),
 }
 
 NEEDED = tuple(name for name, field in FIELDS.items() if field.needed)

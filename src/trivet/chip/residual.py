@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trivet.chip.experts import alike as alike_kernels
-from trivet.chip.experts import expert_kernel, nearest_kernel
+from trivet.chip.experts import expert_kernel, nearest_kernel, stand_in, taken_as
 from trivet.chip.kernels import (
     LIBRARIES,
     attention_kernel,
@@ -79,10 +79,10 @@ def indicators(
 ) -> NDArray[np.float32]:
     """Ones for library, precision and kernel, ``[libraries + precisions + kernels]``."""
     name = feature_library(library)
-    wanted = nearest_precision(precision, kind_precisions)
-    ones = [name == lib for lib in LIBRARIES] + [wanted == p for p in kind_precisions]
     kernel = library.partition("/")[2]
     kernel = kernel if kernel in kernels else nearest_kernel(kernel, precision, kernels)
+    wanted = nearest_precision(taken_as(f"{name}/{kernel}", precision), kind_precisions)
+    ones = [name == lib for lib in LIBRARIES] + [wanted == p for p in kind_precisions]
     ones += [kernel == k for k in kernels]
     return np.asarray(ones, np.float32)
 
@@ -95,7 +95,7 @@ def known_group(kind: Kind, library: str, precision: str) -> tuple[str, str]:
     for name in (library, *alike, base, *others):
         measured = {key.split("|")[1] for key in kind.group if key.split("|")[0] == name}
         if measured:
-            used = nearest_precision(precision, tuple(sorted(measured)))
+            used = nearest_precision(taken_as(name, precision), tuple(sorted(measured)))
             if name.partition("/")[0] != base:
                 return f"{name}|{used}", f"no {base} kernels of this kind measured: {name.partition('/')[0]}'s used"
             return f"{name}|{used}", "" if used == precision else f"{precision} kernels taken like {used}"
@@ -134,22 +134,29 @@ def offsets(
 ) -> tuple[Floats, Floats, str, str]:
     """(offsets [3], their log spread [3], how the chip is known, note)."""
     key, note = known_group(kind, library, precision)
+    shift, more = stand_in(key.partition("|")[0], precision)
     exact = kind.measured.get(f"{point.name}|{key}")
     if exact is not None:
-        return exact, np.full(3, 0.03), "measured", note
-    base = kind.group[key] + (covariates - kind.centre) @ kind.covariate
+        return exact + shift, np.hypot(0.03, more), "measured", note
+    base = kind.group[key] + (covariates - kind.centre) @ kind.covariate + shift
+    near, new = np.hypot(kind.sigma_family, more), np.hypot(kind.sigma_new, more)
     if point.name in kind.chip:
-        return base + kind.family.get(point.family, 0.0) + kind.chip[point.name], kind.sigma_family, "family", note
+        return base + kind.family.get(point.family, 0.0) + kind.chip[point.name], near, "family", note
     if point.family in kind.family:
-        return base + kind.family[point.family], kind.sigma_family, "family", note
-    return base, kind.sigma_new, "new", note
+        return base + kind.family[point.family], near, "family", note
+    return base, new, "new", note
 
 
 def combine(
-    compute_s: Floats, memory_s: Floats, floor_s: float, correction: Floats, power: float = SOFT_MAX_POWER
+    compute_s: Floats,
+    memory_s: Floats,
+    floor_s: float,
+    correction: Floats,
+    power: float = SOFT_MAX_POWER,
+    join: float = 1.0,
 ) -> tuple[Floats, Floats, Floats, Floats, Floats]:
     """(seconds, shares of compute, bandwidth, launch; floor seconds) under ``correction`` [rows, 3]. ``power``: how well a kernel
-    multiplies while it reads (1: one after the other)."""
+    multiplies while it reads (1: one after the other); ``join``: likewise how the floor joins the rest (larger: side by side)."""
     grown = np.exp(np.clip(correction, -4.0, 4.0))
     compute = np.maximum(compute_s, 1e-13) * grown[:, 0]
     memory = np.maximum(memory_s, 1e-13) * grown[:, 1]
@@ -157,10 +164,10 @@ def combine(
     larger = np.maximum(compute, memory)
     a, b = (compute / larger) ** power, (memory / larger) ** power
     busy = larger * (a + b) ** (1.0 / power)
-    total = floor + busy
-    share = busy / total
+    total = floor + busy if join == 1.0 else (floor**join + busy**join) ** (1.0 / join)
+    share = (busy / total) ** join
     weight = a / (a + b)
-    return total, share * weight, share * (1.0 - weight), floor / total, floor
+    return total, share * weight, share * (1.0 - weight), (floor / total) ** join, floor
 
 
 def spread_columns(shares: Floats, size: Floats) -> Floats:

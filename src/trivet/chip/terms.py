@@ -23,6 +23,9 @@ Floats = NDArray[np.float64]
 TILES = np.array([[256, 128], [128, 256], [128, 128], [128, 64], [64, 128], [64, 64], [32, 64], [16, 128]], float)
 # Rows and columns loaded per multiply: a small tile starves the matrix unit. Relative rate 1/(1 + c (1/rows + 1/cols)).
 TILE_COST = 24.0
+# What tiles of experts can be fed in a cycle and unit: 64 bytes from the cache, half as many again by neighbours that share what
+# they read. It binds where a unit multiplies fast: small tiles of narrow operands on Blackwell.
+FED_BYTES_PER_CYCLE, LEAST_ROWS = 96.0, 8.0
 SPLIT_K_MIN = 256.0  # shortest useful slice of the inner dimension, elements
 COPIES = 6.0  # kernel benchmarks of products go round as many sets of buffers, so that only small ones stay in the cache
 L2_OVER_HBM = 3.0  # bandwidth that products see from the last-level cache over that of the memory
@@ -71,8 +74,11 @@ def _memory_s(total_bytes: Floats, warm: Floats, point: ChipPoint, ratio: float 
     return total_bytes * (1.0 - warm + warm / ratio) / point.bandwidth
 
 
-def _tiled(m: Floats, n: Floats, k: Floats, batch: Floats, point: ChipPoint) -> tuple[Floats, Floats, Floats]:
-    """Compute time of ``batch`` products under the best tile and split of the inner dimension; fill; waves."""
+def _tiled(
+    m: Floats, n: Floats, k: Floats, batch: Floats, point: ChipPoint, feed: tuple[float, float, float] = (0.0, 0.0, 1.0)
+) -> tuple[Floats, Floats, Floats]:
+    """Compute time of ``batch`` products under the best tile and split of the inner dimension; fill; waves. ``feed``: bytes of an
+    operand of the rows and of the columns, and bytes that a unit is fed in a cycle."""
     shape = np.broadcast_shapes(m.shape, n.shape, k.shape, batch.shape)
     peak = point.fed_flops or point.peak_flops
     if point.fine_grained:
@@ -88,7 +94,9 @@ def _tiled(m: Floats, n: Floats, k: Floats, batch: Floats, point: ChipPoint) -> 
     rate = (
         peak / point.units / (1.0 + TILE_COST * (1.0 / rows + 1.0 / cols)) * (1.0 + TILE_COST * 3.0 / 256.0)
     )
-    seconds = waves * (2.0 * rows * cols * k / split) / rate
+    fetched = np.minimum(rows, np.maximum(m, LEAST_ROWS)) * feed[0] + cols * feed[1]
+    each = np.maximum(2.0 * rows * cols / rate, fetched / (feed[2] * point.clock_hz))
+    seconds = waves * (each * k / split)
     best = np.argmin(seconds, axis=0)[None, ...]
     pick = np.take_along_axis(np.broadcast_to(seconds, (len(TILES), *shape)), best, 0)[0]
     best_jobs = np.take_along_axis(np.broadcast_to(jobs, (len(TILES), *shape)), best, 0)[0]
@@ -151,19 +159,20 @@ def grouped_terms(op: GroupedGemm, point: ChipPoint, isolated: bool = False, lib
     local_rows, active = _array(op.local_rows), np.maximum(_array(op.active_experts), 1e-9)
     rows = local_rows / active
     factor = 3.0 if op.gated else 2.0
-    up, fill, waves = _tiled(rows, (factor - 1.0) * inter, hidden, active, point)
-    down, _, _ = _tiled(rows, hidden, inter, active, point)
     activation = ACTIVATION_BYTES[op.dtype] if point.native else 2.0
-    kernel = of_library(library)
+    kernel, cycles = of_library(library), point.units * point.clock_hz
+    slow = max(1.0, (point.fed_flops or point.peak_flops) / (PORTABLE_FLOPS * cycles)) if kernel.portable else 1.0
+    # A systolic core is fed by copies ahead of time, and it is no unit.
+    fed = 0.0 if point.family in SYSTOLIC else 1.0
+    feed = (fed * activation, fed * WEIGHT_BYTES[op.dtype], FED_BYTES_PER_CYCLE * slow)
+    up, fill, waves = _tiled(rows, (factor - 1.0) * inter, hidden, active, point, feed)
+    down, _, _ = _tiled(rows, hidden, inter, active, point, feed)
     numbers = factor * hidden * inter * active
     width = 2.0 if widened_ahead(library.partition("/")[2], op.dtype) else WEIGHT_BYTES[op.dtype]
     total = width * numbers + local_rows * (activation * hidden + 2.0 * hidden + 2.0 * factor * inter)
     warm = _warm(total, point, isolated)
     zero = np.zeros_like(up)
-    compute_s, memory_s = up + down, _memory_s(total, warm, point)
-    cycles = point.units * point.clock_hz
-    if kernel.portable:
-        compute_s = compute_s * max(1.0, (point.fed_flops or point.peak_flops) / (PORTABLE_FLOPS * cycles))
+    compute_s, memory_s = (up + down) * slow, _memory_s(total, warm, point)
     if kernel.unpack and (op.dtype in WIDENING or kernel.portable):
         memory_s = np.hypot(memory_s, numbers / (kernel.widened(op.dtype) * cycles))
     return Terms(

@@ -29,6 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trivet.chip import residual
+from trivet.chip.point import fact_value
 from trivet.chip.spec import Chip
 from trivet.chip.timing import Seconds
 from trivet.cloud import fabric
@@ -168,8 +169,10 @@ def _seconds(value: Floats, sigma: Floats, link: Floats, floor: Any, own: Any, s
 
 LEARNED = ("all_reduce", "all_gather", "reduce_scatter", "all_to_all")
 FLOOR_S = 4e-6  # before calibration: two flags across the links, and a launch
-# Without a graph the host launches: Grace takes this many times as long as x86, as the floors of dispatch to experts show too.
-GRACE_LAUNCH = 2.7
+# Without a graph the host launches: 20 to 45 us on x86, on Grace GRACE_LAUNCH times as long (as the floors of dispatch to experts
+# show). Meanwhile the device does the one before: the longer of the two counts, not the sum (HOST_JOIN). The device also copies
+# the message into and out of buffers that a graph knows beforehand.
+HOST_S, GRACE_LAUNCH, HOST_JOIN, EAGER_COPIES = 25e-6, 2.7, 6.0, 2.0
 PCIE_BYTES_PER_S = 100e9  # a link below this rate is PCIe's, or like it
 # What runs a collective: name -> (group in the calibration, custom kernels, launched without a graph).
 BACKENDS = {
@@ -225,18 +228,20 @@ def _scale_up_name(server: str) -> str:
 
 
 def collective_features(
-    kind: str, size: Floats, n: int, bandwidth: float, name: str, in_switch: bool, floor_s: float = FLOOR_S
+    kind: str, size: Floats, n: int, bandwidth: float, name: str, in_switch: bool, floor_s: float = FLOOR_S, memory: float = 0.0
 ) -> tuple[Floats, NDArray[np.float32]]:
     """(ideal seconds [rows, 3]: ring volume over the link, a hundredth of it, floor; features [rows, features]).
 
     The features hold no size and no bandwidth by itself, only their ratio to the floor: five families are too few to learn
-    what a link rate does, and it is the ratio that transfers.
+    what a link rate does, and it is the ratio that transfers. ``memory``: bytes/s of the chip, for copies without a graph.
     """
     custom, eager = BACKENDS[name]
     volume = ring_share(kind, n) * size / bandwidth
+    if eager and memory:
+        volume = volume + EAGER_COPIES * 2.0 * size / memory
     ones = np.ones_like(size)
     columns = [
-        np.log2(float(n)) * ones, np.log(np.clip(volume / floor_s, 1e-4, 1e4)), custom * ones, eager * ones,
+        np.log2(float(n)) * ones, np.log(np.clip(volume / FLOOR_S, 1e-4, 1e4)), custom * ones, eager * ones,
         (bandwidth < PCIE_BYTES_PER_S) * ones, float(in_switch and n >= 8) * ones, *((kind == k) * ones for k in LEARNED),
     ]  # fmt: skip
     return np.column_stack([volume, volume / 100.0, floor_s * ones]), np.column_stack(columns).astype(np.float32)
@@ -256,7 +261,20 @@ def _slow_host(name: str, chip: Chip) -> bool:
 
 def collective_floor(name: str, chip: Chip) -> float:
     """Seconds of a back end's smallest collective before calibration."""
-    return FLOOR_S * (GRACE_LAUNCH if _slow_host(name, chip) else 1.0)
+    if BACKENDS[name][1] > 0.0:
+        return HOST_S * (GRACE_LAUNCH if _slow_host(name, chip) else 1.0)
+    return FLOOR_S
+
+
+def floor_join(name: str) -> float:
+    """How the floor joins the rest: 1, one after the other; larger, side by side."""
+    return HOST_JOIN if BACKENDS[name][1] > 0.0 else 1.0
+
+
+def memory_rate(chip: Chip) -> float:
+    """Bytes/s of a chip's memory, 0 where it is not known."""
+    found = fact_value(chip, "memory_bandwidth_bytes_per_s")
+    return found.value if found is not None else 0.0
 
 
 def collective_label(kind: str, name: str, dtype: str = "bf16") -> str:
@@ -290,12 +308,15 @@ def _learned(transfer: Transfer, size: Floats, level: LinkLevel, chip: Chip, lib
     called = collective_label(transfer.kind, name, transfer.dtype)
     in_switch = reduced_in_switch(called, chip)
     floor_s = collective_floor(name, chip)
-    base, x = collective_features(transfer.kind, flat, transfer.group, bandwidth, name, in_switch, floor_s)
+    memory = memory_rate(chip)
+    base, x = collective_features(transfer.kind, flat, transfer.group, bandwidth, name, in_switch, floor_s, memory)
     ones = residual.indicators(learned.precisions, name, called)
     group = collective_group(name, bandwidth, chip)
     correction = residual.network(learned, np.hstack([x, np.broadcast_to(ones, (len(x), len(ones)))]))
     offset, spread, how, note = residual.offsets(learned, chip, group, called, COVARIATES)
-    value, a, b, launch, floor = residual.combine(base[:, 0], base[:, 1], floor_s, correction + offset)
+    value, a, b, launch, floor = residual.combine(
+        base[:, 0], base[:, 1], floor_s, correction + offset, join=floor_join(name)
+    )
     further = np.maximum(_ring_latency_s(transfer.kind, transfer.group, level) - floor, 0.0)
     a, b, launch = (share * value / (value + further) for share in (a, b, launch))
     value, floor, launch = value + further, floor + further, launch + further / (value + further)

@@ -38,7 +38,7 @@ class EngineSettings:
     max_cpu_loras: int = 0  # adapters in host memory; 0 = all
     lora_rank: int = 16
     lora_targets: str = "all"  # "all" or "attention"
-    all_reduce: str = ""  # "" = the engine's own kernels, "nccl" where they are turned off
+    all_reduce: str = ""  # "" = the engine's own kernels, "nccl" where they are turned off, "quick_int4" AMD's of 4 bits
 
 
 @dataclass(frozen=True, slots=True)

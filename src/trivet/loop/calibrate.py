@@ -100,8 +100,9 @@ def predict(kind: residual.Kind, data: Samples, hide: bool = False) -> tuple[Flo
         if kind.centred and known != "measured":
             offset = offset - centre(kind, chip_point(catalogue_chip(chip), precision), data.kind, library, precision)
         value, a, b, c, _ = residual.combine(
-            data.base[rows, 0], data.base[rows, 1], data.base[rows[0], 2], correction[rows] + offset
-        )
+            data.base[rows, 0], data.base[rows, 1], data.base[rows[0], 2], correction[rows] + offset,
+            join=1.0 if data.join is None else float(data.join[rows[0]]),
+        )  # fmt: skip
         seconds[rows], shares[rows] = value, np.column_stack([a, b, c])
         how[rows] = known
     return seconds, shares, how

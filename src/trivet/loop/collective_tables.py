@@ -17,7 +17,9 @@ from trivet.cloud.collectives import (
     collective_floor,
     collective_group,
     collective_label,
+    floor_join,
     levels_of,
+    memory_rate,
     reduced_in_switch,
 )
 from trivet.errors import TrivetError
@@ -70,18 +72,18 @@ def load_collectives(folder: Path) -> Samples:
         rows, called = len(part), collective_label(kind, library, "int8" if width == 1 else "bf16")
         size, in_switch = part["bytes"].to_numpy().astype(np.float64), reduced_in_switch(called, chip)
         floor_s = collective_floor(library, chip)
-        base, x = collective_features(kind, size, int(n), bandwidth, library, in_switch, floor_s)
+        base, x = collective_features(kind, size, int(n), bandwidth, library, in_switch, floor_s, memory_rate(chip))
         ones = np.broadcast_to(indicators(precisions, library, called), (rows, 3 + len(precisions)))
         found.append(
             Samples(
                 "collective", precisions, np.hstack([x, ones]), base, part["latency"].cast(float).to_numpy() * 1e-3,
                 np.full(rows, chip.name, "U32"), np.full(rows, chip.family, "U24"),
                 np.full(rows, collective_group(library, bandwidth, chip), "U20"), np.full(rows, called, "U20"),
-                np.broadcast_to(COVARIATES, (rows, len(COVARIATES))).copy(),
+                np.broadcast_to(COVARIATES, (rows, len(COVARIATES))).copy(), np.full(rows, floor_join(library)),
             )
         )  # fmt: skip
     joined = {
         field: np.concatenate([getattr(part, field) for part in found])
-        for field in ("x", "base", "seconds", "chip", "family", "library", "precision", "covariate")
+        for field in ("x", "base", "seconds", "chip", "family", "library", "precision", "covariate", "join")
     }
     return Samples("collective", precisions, **joined)

@@ -96,6 +96,7 @@ def _forward(
     x: NDArray[np.float32],
     logs: NDArray[np.float32],
     rows: NDArray[Any],
+    join: NDArray[np.float32] | None = None,
 ) -> tuple[NDArray[np.float32], NDArray[np.float32], list[NDArray[np.float32]]]:
     """(log seconds, their slope in the three corrections, hidden layers)."""
     layers = [x]
@@ -109,8 +110,12 @@ def _forward(
     a = np.exp(np.maximum(power * (total[:, 0] - larger), np.float32(-20.0)))
     b = np.exp(np.maximum(power * (total[:, 1] - larger), np.float32(-20.0)))
     busy = larger + np.log(a + b) / power
-    value = np.logaddexp(total[:, 2], busy)
-    share = np.exp(busy - value)
+    if join is None:
+        value = np.logaddexp(total[:, 2], busy)
+        share = np.exp(busy - value)
+    else:
+        value = np.logaddexp(join * total[:, 2], join * busy) / join
+        share = np.exp(join * (busy - value))
     slope = np.column_stack([share * a / (a + b), share * b / (a + b), 1.0 - share])
     return value, slope, layers
 
@@ -141,6 +146,7 @@ def train(
     logs = np.log(np.maximum(data.base, 1e-13)).astype(np.float32)
     target = np.log(data.seconds).astype(np.float32)
     weight = weights_of(data).astype(np.float32)
+    join = None if data.join is None else data.join.astype(np.float32)
     sizes = [x.shape[1], *recipe.hidden, 3]
     depth = len(sizes) - 1
     parameters: dict[str, NDArray[np.float32]] = {}
@@ -156,7 +162,8 @@ def train(
         order = rng.permutation(count)
         for start in range(0, per_epoch * recipe.batch, recipe.batch):
             pick = order[start : start + recipe.batch]
-            _descend(adam, depth, recipe.tether, x[pick], logs[pick], rows[pick], target[pick], weight[pick])
+            side = None if join is None else join[pick]
+            _descend(adam, depth, recipe.tether, x[pick], logs[pick], rows[pick], target[pick], weight[pick], side)
         if progress is not None:
             progress((epoch + 1) / recipe.epochs)
     return Trained(
@@ -181,9 +188,11 @@ def _joined(fits: list[Trained]) -> Trained:
     return Trained(tuple(weights), tuple(biases), fits[0].mean, fits[0].scale, offsets)
 
 
-def _descend(adam: _Adam, depth: int, tether: float, x: Any, logs: Any, rows: Any, target: Any, weight: Any) -> None:
+def _descend(
+    adam: _Adam, depth: int, tether: float, x: Any, logs: Any, rows: Any, target: Any, weight: Any, join: Any = None
+) -> None:
     parameters = adam.parameters
-    value, slope, layers = _forward(parameters, depth, x, logs, rows)
+    value, slope, layers = _forward(parameters, depth, x, logs, rows, join)
     off = value - target
     pull = off / np.sqrt(1.0 + (off / HUBER) ** 2) / HUBER * weight
     excess = layers[-1] + parameters["offsets"][rows] - USUAL

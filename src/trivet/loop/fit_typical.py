@@ -23,8 +23,23 @@ def assembled(
     trained: Trained, typical: Trained, data: Samples, recipe: Recipe, new: Floats, near: Floats
 ) -> residual.Kind:
     """Coefficients from a network and the offsets to take apart; their spread is still to be calibrated."""
-    parts = take_apart(typical, data, recipe)
+    parts = with_hosts(take_apart(typical, data, recipe), typical)
     return replace(assemble(trained, parts, data.precisions, new, near), centred=recipe.centred)
+
+
+def with_hosts(parts: Parts, trained: Trained) -> Parts:
+    """Launches without a graph are the host's, whatever the chip's family: an unseen chip has the median of the machines."""
+    floors: dict[str, list[float]] = {}
+    for key, offset in trained.offsets.items():
+        _, library, precision = key.split("|")
+        if precision.endswith("_eager") and key.split("|", 1)[1] in parts.group:
+            floors.setdefault(library.partition("/")[0], []).append(float(offset[2]))
+    group = dict(parts.group)
+    for pair, offset in parts.group.items():
+        name = pair.split("|")[0].partition("/")[0]
+        if pair.endswith("_eager") and name in floors:
+            group[pair] = np.array([*offset[:2], np.median(floors[name])])
+    return replace(parts, group=group)
 
 
 def centred(trained: Trained, data: Samples, recipe: Recipe, kernels: tuple[str, ...] = ()) -> Trained:

@@ -32,6 +32,7 @@ OPERATORS = {
     "deepep_low_latency": "deepep_low_latency",
 }  # fmt: skip
 NON_GATED = "nongated"
+QUANTILES = 256  # of drawn loads
 
 
 def precision(name: str) -> str:
@@ -75,6 +76,27 @@ def load_imbalance(distribution: str, tokens: Floats, ranks: Floats, experts: Fl
     return cv, np.maximum(skew, 1.0) * ones
 
 
+def active_share(distribution: str, tokens: Floats, top_k: Floats, experts: Floats) -> Floats:
+    """Share of the experts that get a token, as the measurements drew them; 0 where nothing is said of that.
+
+    Balanced: dealt out one by one, so that ``tokens x top_k`` experts have one. ``power_law_A``: the drawn loads (from [0.01, 2]
+    where there are no more copies than experts) are scaled to the copies and rounded; copies that are left go to further experts.
+    """
+    tokens, top_k, experts = np.broadcast_arrays(tokens, top_k, experts)
+    copies = tokens * top_k / experts
+    if not distribution.startswith("power_law"):
+        return np.asarray(np.minimum(copies, 1.0) * (distribution == "balanced"))
+    exponent = 1.0 - float(distribution.rsplit("_", 1)[-1])
+    exponent = exponent if abs(exponent) > 1e-6 else 1e-6
+    low = np.where(copies > 1.0, 1.0, 0.01)[..., None]
+    high = np.where(copies > 1.0, np.maximum(0.8 * tokens, 1.1), 2.0)[..., None]
+    quantile = (np.arange(QUANTILES) + 0.5) / QUANTILES
+    drawn = (low**exponent + (high**exponent - low**exponent) * quantile) ** (1.0 / exponent)
+    load = np.rint(drawn / drawn.mean(-1, keepdims=True) * copies[..., None])
+    left = np.maximum(copies - load.mean(-1), 0.0)
+    return np.asarray(np.minimum((load > 0.0).mean(-1) + left, np.minimum(copies, 1.0)))
+
+
 class Columns:
     """Number columns of a table by name, with a default and one message for what is missing."""
 
@@ -109,8 +131,9 @@ def operator(op: str, dtype: str, kv_dtype: str, columns: Columns, text: Mapping
         gated = NON_GATED not in text.get("kernel_source", "")
         inter = c("inter_size") / c("moe_tp_size", default=1.0)
         return GroupedGemm(
-            op, tokens, c("hidden_size"), inter, experts, experts / ranks, c("topk"), dtype, gated, skew, 1.0, cv
-        )
+            op, tokens, c("hidden_size"), inter, experts, experts / ranks, c("topk"), dtype, gated, skew, 1.0, cv,
+            active_share(text.get("distribution", ""), tokens, c("topk"), experts) * experts / ranks,
+        )  # fmt: skip
     if op in ("attention_context", "attention_generation"):
         heads = c("num_heads")
         kv_heads = c("num_key_value_heads", default=0.0)

@@ -53,6 +53,7 @@ class Samples:
     library: NDArray[Any]
     precision: NDArray[Any]
     covariate: Floats  # [rows, covariates]
+    join: Floats | None = None  # how the floor joins the rest: 1 (or none) one after the other, larger side by side
 
     @cached_property
     def key(self) -> NDArray[Any]:
@@ -70,6 +71,7 @@ class Samples:
         return Samples(
             self.kind, self.precisions, self.x[rows], self.base[rows], self.seconds[rows], self.chip[rows],
             self.family[rows], self.library[rows], self.precision[rows], self.covariate[rows],
+            None if self.join is None else self.join[rows],
         )  # fmt: skip
 
 

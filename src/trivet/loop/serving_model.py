@@ -20,6 +20,7 @@ from trivet.cloud.engine import (
     schedule,
     speculating,
 )
+from trivet.cloud.engine.ported import behind
 from trivet.cloud.engine.versions import before, inside
 from trivet.cloud.serving.steady import Policy, Split, Steady, closed_loop, closed_loop_split
 from trivet.errors import DoesNotFit
@@ -109,7 +110,7 @@ def deployment_key(deployment: Deployment) -> Any:
     quantisation = d.architecture.quantisation
     old = s.engine == "trtllm" and before(inside(s.version), "1.2")  # other expert kernels: ``Clock.generated``
     return (d.architecture.name, quantisation, d.chip.name, d.server, d.layout, s.engine, old, s.kv_dtype, s.weight_dtype,
-            s.moe_dtype, s.speculative_tokens, s.all_reduce)  # fmt: skip
+            s.moe_dtype, s.speculative_tokens, s.all_reduce, behind(d))  # fmt: skip
 
 
 # Rows with a date come from a benchmark that draws lengths from 0.8 to 1.0 of the nominal ones. Rows without one come from
@@ -119,7 +120,9 @@ FIXED = {"sglang": 0.995, "trtllm": 0.99, "vllm": 0.95}
 
 
 def shortest(case: Case) -> float:
-    """Shortest length over the nominal one in the benchmark that a row is from."""
+    """Shortest length over the nominal one in the benchmark that a row is from, where the row does not say it."""
+    if case.shortest:
+        return case.shortest
     return DRAWN if case.measured_on else FIXED[case.group["engine"]]
 
 

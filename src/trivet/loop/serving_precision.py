@@ -50,11 +50,14 @@ def resolve_precision(
     product in that format (of latent attention only the feed-forward). Without a label the name as ``written`` may tell
     (``-FP8``, ``-NVFP4``). A chip without FP4 units runs FP4 weights weight-only.
     """
-    asked = label_of(weights, "weights", notes)
-    asked_moe = label_of(moe_weights, "moe_weights", notes) or asked
-    main = asked_moe or asked or next((v for k, v in _SUFFIXES.items() if written.lower().endswith(k)), "")
+    asked, asked_moe = (
+        _as_chip_has(label_of(text, field, notes), chip)
+        for text, field in ((weights, "weights"), (moe_weights, "moe_weights"))
+    )
+    asked_moe = asked_moe or asked
+    main = asked_moe or asked or _as_chip_has(_named(written), chip)
     own = _dominant(architecture.quantisation)
-    if main and _WIDTH.get(main, 16) != _WIDTH.get(own, 16):
+    if main and (_WIDTH.get(main, 16) != _WIDTH.get(own, 16) or (own, main) in _CONVERTED):
         if _WIDTH.get(main) == 4 and not chip.supports("fp4") and main != "int4_wo" and _WIDTH.get(own, 16) < 16:
             notes.append(f"{main} on {chip.name}, which has no FP4 units: the checkpoint's {own} is used")
         else:
@@ -67,7 +70,19 @@ def resolve_precision(
     return Precisions(architecture, kv_format(chip, name, architecture.quantisation), name)
 
 
-_SUFFIXES = {"-fp8": "fp8", "-nvfp4": "nvfp4", "-mxfp4": "mxfp4", "-fp4": "nvfp4", "-awq": "int4_wo"}
+# Checkpoints of one width that are converted to another format, (own, that of the row): integers and floating point.
+_CONVERTED = (("int4_wo", "mxfp4"), ("fp8", "int8"), ("fp8_block", "int8"))
+_IN_NAMES = {"fp8": "fp8", "nvfp4": "nvfp4", "mxfp4": "mxfp4", "fp4": "nvfp4", "awq": "int4_wo"}
+
+
+def _named(written: str) -> str:
+    """The format that a checkpoint's name tells, "" where it tells none: ``-FP8``, ``-FP8-KV``, ``-MXFP4-Preview``."""
+    return next((_IN_NAMES[part] for part in written.lower().split("-")[1:] if part in _IN_NAMES), "")
+
+
+def _as_chip_has(label: str, chip: Chip) -> str:
+    """``label`` as the chip's maker has it: scales of 16 numbers (NVFP4) are NVIDIA's, AMD's FP4 is MXFP4."""
+    return "mxfp4" if label == "nvfp4" and chip.maker == "AMD" else label
 
 
 def _recast(architecture: Architecture, experts: str, dense: str) -> Quantisation:

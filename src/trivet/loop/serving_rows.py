@@ -15,6 +15,7 @@ from typing import Any
 
 from trivet.chip import catalogue as chips
 from trivet.cloud.deployment import ENGINES, Deployment, EngineSettings
+from trivet.cloud.engine.ported import ATOM, QUICK
 from trivet.errors import DoesNotFit, TrivetError
 from trivet.loop import serving_scripts
 from trivet.loop.serving_precision import resolve_precision
@@ -22,7 +23,10 @@ from trivet.model import config as models
 from trivet.model.architecture import Architecture
 from trivet.model.parallel import Layout
 
-_ENGINE_NAMES = {"tensorrt-llm": "trtllm", "tensorrt_llm": "trtllm", "trt-llm": "trtllm", "trt": "trtllm"}
+_ENGINE_NAMES = {
+    "tensorrt-llm": "trtllm", "tensorrt_llm": "trtllm", "trt-llm": "trtllm", "trt": "trtllm", "sglang-jax": "sglang",
+    "sgl-jax": "sglang", "vllm-ascend": "vllm", "vllm-gaudi": "vllm", "vllm-tpu": "vllm",
+}  # fmt: skip
 MODES = ("agg", "disagg")
 LENGTHS = (1024.0, 8192.0)  # prompts and answers of InferenceX; dated rows of other lengths come from other clients
 
@@ -48,6 +52,7 @@ class Case:
     measured_on: str
     group: Mapping[str, str]  # model, chip, engine, version, precision: names for calibration and reports
     notes: tuple[str, ...] = ()
+    shortest: float = 0.0  # shortest length over the nominal one; 0: as the client of a row of that kind draws them
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +111,7 @@ def _case(name: str, row: Mapping[str, str]) -> Case:
         raise TrivetError(f"{mode!r} is no mode", field="mode", allowed=MODES)
     isl, osl = _count(row, "isl", needed=True), _count(row, "osl", needed=True)
     base = replace(base, expected_isl=isl)
-    base = _launched_cache(base, row, precision)
+    base = _launched_settings(base, row, precision)
     pools = _aggregated(base, row, notes) if mode == "agg" else _disaggregated(base, row, notes)
     concurrency = _concurrency(row, pools, notes)
     chip, settings = base.chip, base.settings
@@ -120,15 +125,21 @@ def _case(name: str, row: Mapping[str, str]) -> Case:
         "precision": precision,
         "measured_on": row.get("measured_on", ""),
     }
-    return Case(name, pools, isl, osl, concurrency, row.get("measured_on", ""), group, tuple(notes))
+    low = _number(row, "range_ratio", 0.0)
+    if not 0.0 <= low <= 1.0:
+        raise TrivetError(f"{low:g} is no share of a length", field="range_ratio", allowed="above 0, up to 1")
+    return Case(name, pools, isl, osl, concurrency, row.get("measured_on", ""), group, tuple(notes), low)
 
 
-def _launched_cache(base: Deployment, row: Mapping[str, str], precision: str) -> Deployment:
-    """``base`` with the KV cache's format that the benchmark's script sets, where the row is from it."""
+def _launched_settings(base: Deployment, row: Mapping[str, str], precision: str) -> Deployment:
+    """``base`` with the KV cache's format and the all-reduce that the benchmark's script sets, where the row is from it."""
     date, settings = row.get("measured_on", ""), base.settings
     if not date or {_count(row, "isl"), _count(row, "osl")} - set(LENGTHS):
         return base
-    found = serving_scripts.cache_format(settings.engine, base.architecture.name, base.chip.name, precision, date)
+    model, chip = base.architecture.name, base.chip.name
+    found = serving_scripts.cache_format(settings.engine, model, chip, precision, date)
+    if serving_scripts.quick_reduce(model, chip, precision, date):
+        base = replace(base, settings=(settings := replace(settings, all_reduce=QUICK)))
     return base if found is None else replace(base, settings=replace(settings, kv_dtype=found))
 
 
@@ -141,6 +152,7 @@ def _base(
     chip, architecture = chips.chip(chip_name), architecture_of(model)
     engine = _engine(engine_name, notes)
     labels = resolve_precision(architecture, model, chip, weights, moe_weights, notes)
+    version = ATOM if engine_name.lower() == ATOM else version
     settings = EngineSettings(engine=engine, version=version, kv_dtype=labels.kv)
     return Deployment(labels.architecture, chip, Layout(), settings), labels.name, tuple(notes)
 
@@ -272,7 +284,11 @@ def _concurrency(row: Mapping[str, str], pools: Sequence[Pool], notes: list[str]
 
 
 def _engine(text: str, notes: list[str]) -> str:
-    name = _ENGINE_NAMES.get(text.lower(), text.lower()) or "vllm"
+    name = text.lower().removesuffix("-rocm")
+    name = _ENGINE_NAMES.get(name, name) or "vllm"
+    if name == ATOM:
+        notes.append("ATOM: vLLM's scheduler and AMD's own fused layers")
+        return "vllm"
     if name not in ENGINES:
         notes.append(f"engine {text!r} has no profile: that of vllm is used")
         return "vllm"

@@ -28,6 +28,8 @@ def cache_format(engine: str, model: str, chip: str, precision: str, date: str) 
     """``kv-cache-dtype``: "fp8" where the script says so, "" where it does not (``auto``: the checkpoint's own), None for models
     whose scripts are not known here."""
     name, blackwell = model.lower(), chip in BLACKWELL
+    if chip.startswith("mi3"):
+        return _amd_cache(engine, name, chip, precision, date)
     if engine == "trtllm":
         return None if "gpt-oss" not in name else "fp8" if blackwell and date >= "2025-10-20" else ""
     if engine != "vllm":
@@ -41,6 +43,40 @@ def cache_format(engine: str, model: str, chip: str, precision: str, date: str) 
     if "kimi" in name:
         return "fp8" if chip == "b200" and precision == "nvfp4" and date >= "2026-04-20" else ""
     return None
+
+
+def _amd_cache(engine: str, name: str, chip: str, precision: str, date: str) -> str | None:
+    """The same of the scripts for AMD's chips; a checkpoint whose cache is in 8 bits keeps it."""
+    since = ""  # "" not set, else from that date on
+    if "deepseek-r1" in name or "deepseek-v3" in name:
+        since = "2026-01-22" if not chip.startswith("mi35") else "2025-12-16" if "fp4" in precision else "2026-03-05"
+    elif "minimax" in name:
+        since = "2026-04-05" if chip.startswith("mi35") else "9"
+    elif "kimi" in name:
+        since = "2026-07-30" if chip.startswith("mi35") and "fp4" in precision else "9"
+    elif "glm-5" in name:
+        since = "2026-04-17" if chip.startswith("mi35") else ""
+    elif "gpt-oss" in name or "qwen3.5" in name:
+        since = "9"
+    elif "llama" in name and engine == "vllm":
+        return "fp8"
+    return None if not since else "fp8" if date >= since else ""
+
+
+def quick_reduce(model: str, chip: str, precision: str, date: str) -> bool:
+    """Whether the script turns AMD's QuickReduce in INT4 on."""
+    name, newer = model.lower(), chip.startswith("mi35")
+    if not chip.startswith("mi3"):
+        return False
+    if "gpt-oss" in name:
+        return True
+    if "deepseek" in name:
+        return newer and date >= ("2025-12-16" if "fp4" in precision else "2026-01-05")
+    since = next((day for part, day in _QUICK_SINCE if part in name), "9")
+    return newer and date >= since
+
+
+_QUICK_SINCE = (("minimax", "2026-04-05"), ("glm-5", "2026-04-17"), ("kimi", "2026-07-30"))
 
 
 def spread_experts(base: Deployment, layout: Layout) -> Layout:

@@ -52,7 +52,8 @@ class _Setting:
 def unstated(case: Case) -> Speculation:
     """What the configuration of that date tells of an aggregated row without stated speculation."""
     pool = case.pools[-1]
-    if len(case.pools) > 1 or not case.measured_on or {case.isl, case.osl} - set(LENGTHS):
+    day = _day(case.measured_on)
+    if len(case.pools) > 1 or day is None or {case.isl, case.osl} - set(LENGTHS):
         return Speculation()
     if not pool.deployment.architecture.mtp_layers or pool.deployment.settings.speculative_tokens:
         return Speculation()
@@ -61,7 +62,6 @@ def unstated(case: Case) -> Speculation:
     width = "fp4" if "fp4" in g["precision"] else "fp8" if g["precision"].startswith("fp8") else g["precision"]
     key = (name, g["engine"], g["chip"], width, case.isl, case.osl, layout.chips_per_stage, layout.attention_dp > 1)
     build = g["version"] if g["version"][:1].isdigit() else "nightly" if "nightly" in g["version"] else ""
-    day = date.fromisoformat(case.measured_on)
     fit = [
         s for s in _settings().get(key, ())
         if s.version == build and s.first <= case.concurrency <= s.last and s.since - NEW <= day <= s.until + NEW
@@ -72,6 +72,14 @@ def unstated(case: Case) -> Speculation:
         return Speculation()
     share = sum(s.drafts > 0 for s in found) / len(found)
     return Speculation(share, max(s.drafts for s in found), any(s.serial for s in found))
+
+
+def _day(text: str) -> date | None:
+    """The day that ``text`` is; None where it is none (what is asked for without a benchmark)."""
+    try:
+        return date.fromisoformat(text)
+    except ValueError:
+        return None
 
 
 @lru_cache(maxsize=1)

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from trivet.chip import timing
 from trivet.cloud import collectives
 from trivet.cloud.deployment import Deployment
+from trivet.cloud.engine.ported import QUICK, behind, launched_s, quick_reduced
 from trivet.cloud.engine.versions import before, inside
 from trivet.model.layers import operators
 from trivet.model.parallel import Batch, Layout
@@ -32,6 +33,7 @@ PAST = np.array([0, 2048, 8192, 32768, 131072], float)
 
 # Kinds of work that a calibration may weigh: busy time of each, and launches.
 KINDS = ("gemm", "head", "experts", "attention", "scan", "stream", "all_reduce", "exchange", "block_gemm", "latent")
+_COLLECTIVE = np.array([kind in ("all_reduce", "exchange") for kind in KINDS])
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -50,6 +52,7 @@ class Components:
     core: str = "attention"  # kind of the attention surfaces: "latent" where the cache holds latents
     routed_layers: float = 0.0  # layers of experts that one stage runs
     latent_layers: float = 0.0  # layers of attention over latents
+    launched_s: float = 0.0  # seconds of a decode step for launches that no graph hides
 
 
 def kind_index(operator: Operator) -> int:
@@ -98,8 +101,10 @@ class Clock:
             group = operator.group
             if group not in self.levels:
                 self.levels[group] = collectives.levels_of(self.deployment.chip, group, self.deployment.server)
-            library = self.deployment.settings.all_reduce or self.library
-            return collectives.time(operator, self.levels[group], self.deployment.chip, library)
+            asked = self.deployment.settings.all_reduce
+            library = self.library if asked in ("", QUICK) else asked
+            sent = collectives.time(operator, self.levels[group], self.deployment.chip, library)
+            return replace(sent, value_s=quick_reduced(operator, sent.value_s)) if asked == QUICK else sent
         found = timing.time(operator, self.deployment.chip, self.kernels(operator))
         if isinstance(operator, GroupedGemm) and self.deep_gemm(operator):
             found = _faster(found, timing.time(operator, self.deployment.chip, "trtllm"))
@@ -116,7 +121,7 @@ class Clock:
         costs the host (tens to hundreds of microseconds), which a captured graph does not pay: SGLang's stand for them, the
         same kernels (DeepGEMM) timed on the device. TensorRT-LLM's products were timed with the pass that quantises their input:
         where a fused kernel has done that before, SGLang's stand for them, timed alone."""
-        hosted = self.library == "vllm" and isinstance(operator, Gemm) and operator.dtype == "fp8_block"
+        hosted = self.library == "vllm" and isinstance(operator, Gemm) and operator.dtype in ("fp8_block", "mxfp8")
         return "sglang" if hosted or (isinstance(operator, Gemm) and self.fused(operator)) else self.library
 
     def fused(self, operator: Gemm) -> bool:
@@ -275,11 +280,13 @@ def compile_components(deployment: Deployment) -> Components:
         logits=np.minimum(TOKENS[:, None], 64.0),
     )
     a = clock.sums(operators(architecture, decode, layout, **names), len(SEQUENCES), len(CONTEXT))
+    slower = behind(deployment)
+    kinds = np.where(_COLLECTIVE, 1.0, slower)
     b = clock.sums(operators(architecture, prompt, layout, **names), len(TOKENS), len(PAST))
     return Components(
-        a[0],
-        a[1],
-        a[2],
+        a[0] * kinds[:, None],
+        a[1] * kinds,
+        a[2] * slower,
         b[0] / pp,
         b[1] / pp,
         b[2] / pp,
@@ -289,4 +296,5 @@ def compile_components(deployment: Deployment) -> Components:
         "latent" if any(layer.mixer.kind == "mla" for layer in architecture.layers) else "attention",
         sum(layer.count for layer in architecture.layers if layer.feed_forward.kind == "moe") / pp,
         sum(layer.count for layer in architecture.layers if layer.mixer.kind == "mla") / pp,
+        launched_s(deployment),
     )

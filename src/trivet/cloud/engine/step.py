@@ -54,6 +54,7 @@ def assemble(parts: Components, constants: EngineProfile, blocks: int = 0, block
     floors = np.array([constants.floors[kind] for kind in KINDS])
     eager = floors * np.where(_COLLECTIVE, 1.0, constants.eager_floor_weight)
     graph = decode @ parts.decode + floors @ parts.decode_floor + constants.graph_s + constants.layer_s * parts.layers
+    graph = graph + parts.launched_s
     mixed = prompt @ parts.mixed + eager @ parts.mixed_floor + constants.graph_s
     # The host launches a step with prompts kernel by kernel; experts and attention over latents take it longest.
     launches = constants.routed_layer_s * parts.routed_layers + constants.latent_layer_s * parts.latent_layers

@@ -17,7 +17,7 @@ def serving(
         typer.Argument(
             metavar="FILE",
             help="Columns as in serving_measured.csv, instead of ttft_ms and tpot_ms also latency_s or output_tokens_per_s; "
-            "default: the calibration data.",
+            "range_ratio: shortest length over the nominal one. Default: the calibration data.",
         ),
     ] = None,
     hold_out: Annotated[
