@@ -97,12 +97,20 @@ def deployment_key(deployment: Deployment) -> Any:
 # Rows with a date come from a benchmark that draws lengths from 0.8 to 1.0 of the nominal ones. Rows without one come from
 # a client with fixed lengths, whose requests stay in step; what little the engine itself spreads them is this.
 DRAWN = 0.8
-FIXED = {"sglang": 0.995, "trtllm": 0.99, "vllm": 0.95}
+FIXED = {"sglang": 0.995, "trtllm": 1.0, "vllm": 0.95}
+# That client also sends its next request at once: of what a first token takes beside its steps only a share lies before the
+# scheduler sees the request. Requests that ended one step apart then stay apart, as groups of their own.
+TURNAROUND = {"sglang": 1.0, "trtllm": 0.15, "vllm": 0.15}
 
 
 def shortest(case: Case) -> float:
     """Shortest length over the nominal one in the benchmark that a row is from."""
     return DRAWN if case.measured_on else FIXED[case.group["engine"]]
+
+
+def turnaround(case: Case) -> float:
+    """``Policy.turnaround`` of the benchmark that a row is from."""
+    return 1.0 if case.measured_on else TURNAROUND[case.group["engine"]]
 
 
 def streaming_steps(case: Case, constants: EngineProfile) -> float:
@@ -165,6 +173,7 @@ def _aggregated(case: Case, compiler: Compiler, low: float, tokens_a_step: float
         gather_tokens=plan.gather_share * plan.budget_tokens,
         first_token_steps=streaming_steps(case, constants),
         cold_s=plan.cold_s,
+        turnaround=turnaround(case),
     )
     return closed_loop(table, case.isl, case.osl, clients, policy, low=low)
 
