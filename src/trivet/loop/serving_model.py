@@ -97,10 +97,10 @@ def deployment_key(deployment: Deployment) -> Any:
 # Rows with a date come from a benchmark that draws lengths from 0.8 to 1.0 of the nominal ones. Rows without one come from
 # a client with fixed lengths, whose requests stay in step; what little the engine itself spreads them is this.
 DRAWN = 0.8
-FIXED = {"sglang": 0.995, "trtllm": 1.0, "vllm": 0.95}
+FIXED = {"sglang": 1.0, "trtllm": 1.0, "vllm": 0.98}
 # That client also sends its next request at once: of what a first token takes beside its steps only a share lies before the
 # scheduler sees the request. Requests that ended one step apart then stay apart, as groups of their own.
-TURNAROUND = {"sglang": 1.0, "trtllm": 0.15, "vllm": 0.15}
+TURNAROUND = {"sglang": 0.2, "trtllm": 0.2, "vllm": 0.0}
 
 
 def shortest(case: Case) -> float:
