@@ -93,8 +93,24 @@ def test_speculation_that_rows_do_not_state() -> None:
     others = [{"measured_on": "2025-12-15"}, {"measured_on": ""}, {"model": "Qwen/Qwen3-32B"}, {"engine": "vllm"}]
     for other in [case(**{**row, "measured_on": "2026-02-05", **change}) for change in others]:
         assert unstated_speculation(other) == 0.0
-    stated = steady(likely, Compiler(speculation=False))
-    assert float(steady(likely, Compiler()).tpot_s) < 0.85 * float(stated.tpot_s)
+    stated, mixed = (steady(likely, Compiler(speculation=reckon)) for reckon in (False, True))
+    assert float(mixed.tpot_s) < 0.85 * float(stated.tpot_s)
+    ranks = {"tp": "1", "attention_dp": "8", "moe_ep": "8", "isl": "1024", "osl": "8192", "concurrency": "256"}
+    waits = case(**{**row, **ranks}, measured_on="2026-02-05")
+    stated, mixed = (steady(waits, Compiler(speculation=reckon)) for reckon in (False, True))
+    assert float(mixed.ttft_s) > 1.1 * float(stated.ttft_s)  # prompts wait so many steps, and these are longer
+
+
+def test_who_draws_lengths() -> None:
+    """InferenceX does, and what a user asks for; clients of other lengths or without a date send one length each."""
+    from trivet.loop.serving_model import draws, shortest
+
+    lengths = {"isl": "1024", "osl": "8192"}
+    assert draws(case(**lengths, measured_on="2026-02-05"))
+    assert draws(case(isl="2000", osl="500", measured_on="recent"))
+    assert not draws(case(isl="2000", osl="500", measured_on="2026-02-05"))
+    assert not draws(case(**lengths, measured_on=""))
+    assert shortest(case(**lengths, measured_on="")) > shortest(case(**lengths, measured_on="2026-02-05"))
 
 
 def test_unknown_engine_and_labels_fall_back_and_say_so() -> None:

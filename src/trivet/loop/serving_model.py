@@ -16,7 +16,7 @@ from trivet.cloud.serving.steady import Policy, Split, Steady, closed_loop, clos
 from trivet.errors import DoesNotFit
 from trivet.loop.serving_launch import launched
 from trivet.loop.serving_recipes import recipe
-from trivet.loop.serving_rows import Case
+from trivet.loop.serving_rows import LENGTHS, Case
 from trivet.model import memory
 
 # deployment_key -> a number that stands for it, one for all compilers: calibration hands parts from one to the next.
@@ -94,8 +94,8 @@ def deployment_key(deployment: Deployment) -> Any:
             s.moe_dtype, s.speculative_tokens, s.all_reduce)  # fmt: skip
 
 
-# Rows with a date come from a benchmark that draws lengths from 0.8 to 1.0 of the nominal ones. Rows without one come from
-# a client with fixed lengths, whose requests stay in step; what little the engine itself spreads them is this.
+# Rows with a date and lengths of InferenceX come from a benchmark that draws lengths from 0.8 to 1.0 of the nominal ones. Others
+# come from a client with fixed lengths, whose requests stay in step; what little an engine itself spreads them is this.
 DRAWN = 0.8
 FIXED = {"sglang": 1.0, "trtllm": 1.0, "vllm": 0.98}
 # That client also sends its next request at once: of what a first token takes beside its steps only a share lies before the
@@ -103,19 +103,25 @@ FIXED = {"sglang": 1.0, "trtllm": 1.0, "vllm": 0.98}
 TURNAROUND = {"sglang": 0.2, "trtllm": 0.2, "vllm": 0.0}
 
 
+def draws(case: Case) -> bool:
+    """Whether the benchmark that a row is from draws its lengths; so does what is asked for without one ("recent")."""
+    asked = bool(case.measured_on) and not case.measured_on[:1].isdigit()
+    return asked or (bool(case.measured_on) and {case.isl, case.osl} <= set(LENGTHS))
+
+
 def shortest(case: Case) -> float:
     """Shortest length over the nominal one in the benchmark that a row is from."""
-    return DRAWN if case.measured_on else FIXED[case.group["engine"]]
+    return DRAWN if draws(case) else FIXED[case.group["engine"]]
 
 
 def turnaround(case: Case) -> float:
     """``Policy.turnaround`` of the benchmark that a row is from."""
-    return 1.0 if case.measured_on else TURNAROUND[case.group["engine"]]
+    return 1.0 if draws(case) else TURNAROUND[case.group["engine"]]
 
 
 def streaming_steps(case: Case, constants: EngineProfile) -> float:
-    """Decode steps until the first token is streamed out; the client of rows without a date streams every token."""
-    return constants.first_token_steps if case.measured_on else min(1.0, constants.first_token_steps)
+    """Decode steps until the first token is streamed out; the client of fixed lengths streams every token."""
+    return constants.first_token_steps if draws(case) else min(1.0, constants.first_token_steps)
 
 
 def steady(case: Case, compiler: Compiler) -> Steady:

@@ -47,8 +47,8 @@ class EngineProfile:
     ttft_sigma: float = 0.0
     routed_layer_s: float = 0.0  # the host's time to launch a layer's experts in a step with a prompt
     latent_layer_s: float = 0.0  # the same of attention over latents
-    slow_until: str = ""  # version before which both took twice as long (from 0.10 on: below, versions are Dynamo's) ...
-    slow_chips: tuple[str, ...] = ()  # ... on servers of chips whose names start so; (): on all
+    slow_until: str = ""  # version before which both took twice as long (below 0.10, versions are Dynamo's)
+    slow_chips: tuple[str, ...] = ()  # the chips, by how their names begin, on whose servers they did; (): all
     serial_builds: tuple[str, ...] = ()  # (from, until) versions whose host worked between two steps all the same
 
     def build(self, version: str, chip: str = "") -> EngineProfile:
