@@ -134,6 +134,14 @@ def test_old_builds_let_the_device_wait_for_the_host(version: str, overlap: bool
     assert profile("trtllm", version).overlap is overlap
 
 
+@pytest.mark.parametrize(
+    ("version", "chip", "factor"),
+    [("1.1.0", "h200_sxm", 2.0), ("1.1.0", "b200_sxm", 1.0), ("1.2.0", "h200_sxm", 1.0), ("", "h200_sxm", 1.0)],
+)
+def test_old_builds_launch_slowly_on_the_hosts_of_hopper(version: str, chip: str, factor: float) -> None:
+    assert profile("trtllm", version, chip).latent_layer_s == pytest.approx(factor * profile("trtllm").latent_layer_s)
+
+
 def test_latent_attention_has_weights_of_its_own() -> None:
     for model, tp, core, other in (
         ("deepseek-ai/DeepSeek-R1", 8, "latent", "attention"),
@@ -213,7 +221,10 @@ def test_trtllm_generated_experts_on_blackwell() -> None:
 
 def test_mxfp4_experts_meet_eight_bits_on_blackwell_and_are_widened_on_hopper() -> None:
     def experts(part: str, engine: str) -> np.ndarray:
-        parts, kind = compile_components(deployment("openai/gpt-oss-120b", part, 2, engine, moe_tp=2)), KINDS.index("experts")
+        parts, kind = (
+            compile_components(deployment("openai/gpt-oss-120b", part, 2, engine, moe_tp=2)),
+            KINDS.index("experts"),
+        )
         return parts.decode[kind] + parts.decode_floor[kind]
 
     many = list(SEQUENCES).index(64)

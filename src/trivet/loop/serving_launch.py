@@ -99,7 +99,8 @@ def _streamed_every(case: Case) -> float:
 
 def _trtllm(case: Case, plan: Schedule) -> Schedule:
     """``max_num_tokens`` and the waits of prompts, by the model and the date of its script."""
-    if not case.group["version"][:1].isdigit() and case.measured_on < "2026-01-22":
+    old = not case.group["version"][:1].isdigit() and case.measured_on < "2026-01-22"
+    if old and case.group["family"] == "hopper":
         plan = replace(plan, launches=2.0)  # builds before 1.2
     if len(case.pools) > 1:
         # Recipes of FP8 stream every 20 tokens, and the client's first comes that late; those of NVFP4 have workers for

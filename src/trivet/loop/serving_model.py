@@ -26,7 +26,7 @@ from trivet.cloud.serving.steady import Policy, Split, Steady, closed_loop, clos
 from trivet.errors import DoesNotFit
 from trivet.loop.serving_launch import launched
 from trivet.loop.serving_recipes import recipe
-from trivet.loop.serving_rows import Case
+from trivet.loop.serving_rows import LENGTHS, Case
 from trivet.loop.serving_speculation import Speculation, unstated
 from trivet.model import memory
 
@@ -50,7 +50,7 @@ class Compiler:
         name = (deployment.settings.engine, deployment.settings.version, deployment.chip.name)
         if name not in self.known:
             own = self.profiles.get(name[0])
-            self.known[name] = own.build(name[1]) if own else profile(*name)
+            self.known[name] = own.build(name[1], name[2]) if own else profile(*name)
         return self.known[name]
 
     def number(self, deployment: Deployment) -> int:
@@ -113,22 +113,36 @@ def deployment_key(deployment: Deployment) -> Any:
             s.moe_dtype, s.speculative_tokens, s.all_reduce, behind(d))  # fmt: skip
 
 
-# Rows with a date come from a benchmark that draws lengths from 0.8 to 1.0 of the nominal ones. Rows without one come from
-# a client with fixed lengths, whose requests stay in step; what little the engine itself spreads them is this.
+# Rows with a date and lengths of InferenceX come from a benchmark that draws lengths from 0.8 to 1.0 of the nominal ones. Others
+# come from a client with fixed lengths, whose requests stay in step; what little an engine itself spreads them is this.
 DRAWN = 0.8
-FIXED = {"sglang": 0.995, "trtllm": 0.99, "vllm": 0.95}
+FIXED = {"sglang": 1.0, "trtllm": 1.0, "vllm": 0.98}
+# That client also sends its next request at once: of what a first token takes beside its steps only a share lies before the
+# scheduler sees the request. Requests that ended one step apart then stay apart, as groups of their own.
+TURNAROUND = {"sglang": 0.2, "trtllm": 0.2, "vllm": 0.0}
+
+
+def draws(case: Case) -> bool:
+    """Whether the benchmark that a row is from draws its lengths; so does what is asked for without one ("recent")."""
+    asked = bool(case.measured_on) and not case.measured_on[:1].isdigit()
+    return asked or (bool(case.measured_on) and {case.isl, case.osl} <= set(LENGTHS))
 
 
 def shortest(case: Case) -> float:
     """Shortest length over the nominal one in the benchmark that a row is from, where the row does not say it."""
     if case.shortest:
         return case.shortest
-    return DRAWN if case.measured_on else FIXED[case.group["engine"]]
+    return DRAWN if draws(case) else FIXED[case.group["engine"]]
+
+
+def turnaround(case: Case) -> float:
+    """``Policy.turnaround`` of the benchmark that a row is from."""
+    return 1.0 if draws(case) else TURNAROUND[case.group["engine"]]
 
 
 def streaming_steps(case: Case, constants: EngineProfile) -> float:
-    """Decode steps until the first token is streamed out; the client of rows without a date streams every token."""
-    return constants.first_token_steps if case.measured_on else min(1.0, constants.first_token_steps)
+    """Decode steps until the first token is streamed out; the client of fixed lengths streams every token."""
+    return constants.first_token_steps if draws(case) else min(1.0, constants.first_token_steps)
 
 
 def steady(case: Case, compiler: Compiler) -> Steady:
@@ -172,6 +186,7 @@ def _aggregated(case: Case, compiler: Compiler, low: float, drawn: Speculation) 
         gather_tokens=plan.gather_share * plan.budget_tokens,
         first_token_steps=streaming_steps(case, constants),
         cold_s=plan.cold_s,
+        turnaround=turnaround(case),
     )
     return closed_loop(table, case.isl, case.osl, clients, policy, low=low)
 
