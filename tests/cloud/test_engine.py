@@ -11,12 +11,14 @@ from trivet.chip import timing
 from trivet.chip.catalogue import chip
 from trivet.cloud import collectives
 from trivet.cloud.deployment import ENGINES, Deployment, EngineSettings
-from trivet.cloud.engine import assemble, compile_components, profile, room, schedule, step_table
+from trivet.cloud.engine import assemble, compile_components, profile, room, schedule, speculating, step_table
 from trivet.cloud.engine.components import KINDS, SEQUENCES, Clock, hottest
+from trivet.cloud.engine.versions import before, inside
 from trivet.errors import DoesNotFit, UnknownName
 from trivet.model.config import read
-from trivet.model.parallel import Layout
-from trivet.operators import GroupedGemm, Transfer
+from trivet.model.layers import operators
+from trivet.model.parallel import Batch, Layout
+from trivet.operators import Gemm, GroupedGemm, Transfer
 
 
 def deployment(
@@ -133,6 +135,14 @@ def test_old_builds_let_the_device_wait_for_the_host(version: str, overlap: bool
     assert profile("trtllm", version).overlap is overlap
 
 
+@pytest.mark.parametrize(
+    ("version", "chip", "factor"),
+    [("1.1.0", "h200_sxm", 2.0), ("1.1.0", "b200_sxm", 1.0), ("1.2.0", "h200_sxm", 1.0), ("", "h200_sxm", 1.0)],
+)
+def test_old_builds_launch_slowly_on_the_hosts_of_hopper(version: str, chip: str, factor: float) -> None:
+    assert profile("trtllm", version, chip).latent_layer_s == pytest.approx(factor * profile("trtllm").latent_layer_s)
+
+
 def test_latent_attention_has_weights_of_its_own() -> None:
     for model, tp, core, other in (
         ("deepseek-ai/DeepSeek-R1", 8, "latent", "attention"),
@@ -234,10 +244,52 @@ def test_triton_reads_experts_apart_from_flashinfer() -> None:
 
 def test_mxfp4_experts_meet_eight_bits_on_blackwell_and_are_widened_on_hopper() -> None:
     def experts(part: str, engine: str) -> np.ndarray:
-        parts, kind = compile_components(deployment("openai/gpt-oss-120b", part, 2, engine, moe_tp=2)), KINDS.index("experts")
+        parts, kind = (
+            compile_components(deployment("openai/gpt-oss-120b", part, 2, engine, moe_tp=2)),
+            KINDS.index("experts"),
+        )
         return parts.decode[kind] + parts.decode_floor[kind]
 
     many = list(SEQUENCES).index(64)
     blackwell, hopper = {e: experts("b200", e)[many] for e in ENGINES}, {e: experts("h200", e)[many] for e in ENGINES}
     assert max(blackwell.values()) < 1.25 * min(blackwell.values())  # the same generated kernels in all three
     assert max(hopper.values()) > 1.3 * max(blackwell.values())  # weights widened, on slower units
+
+
+def test_inputs_that_a_fused_kernel_quantised_cost_no_pass() -> None:
+    """Llama's all-reduces quantise where there are more chips than one; attention and SwiGLU always do, in FP8 alone."""
+    one, two = (Clock(deployment("meta-llama/Llama-3.1-70B", "b200", tp, "trtllm")) for tp in (1, 2))
+    up, down = (Gemm(name, 8.0, 8192.0, 8192.0, "fp8") for name in ("ffn_gate_up", "ffn_down"))
+    assert [one.fused(up), two.fused(up), one.fused(down), two.fused(down)] == [False, True, True, True]
+    assert not two.fused(replace(up, dtype="bf16"))
+    assert not two.fused(replace(down, dtype="nvfp4"))
+    assert not Clock(deployment("Qwen/Qwen3-32B", "b200", 2, "trtllm")).fused(up)
+    assert not Clock(deployment("meta-llama/Llama-3.1-70B", "b200", 2, "vllm")).fused(up)
+    assert float(two.seconds(up).value_s) < float(one.seconds(up).value_s)
+
+
+def test_a_norm_over_all_heads_reduces_over_the_chips() -> None:
+    def reductions(model: str, tp: int) -> int:
+        found = operators(read(model), Batch(decode_sequences=4.0, decode_context=1024.0), Layout(tp=tp))
+        return sum(isinstance(o, Transfer) and o.name == "qk_norm_all_reduce" for o in found)
+
+    assert [reductions("MiniMaxAI/MiniMax-M2", tp) for tp in (1, 4)] == [0, 1]
+    assert reductions("Qwen/Qwen3-32B", 4) == 0
+
+
+def test_speculating_computes_more_and_drafts_first() -> None:
+    plain = deployment("deepseek-ai/DeepSeek-R1", "h200", 8, "sglang", moe_ep=8)
+    wide = replace(plain, settings=replace(plain.settings, speculative_tokens=3))
+    parts, constants = compile_components(plain), profile("sglang")
+    step, checking = assemble(parts, constants), assemble(compile_components(wide), constants)
+    found = speculating(checking, step, parts, 3)
+    assert np.all(found.graph_s > checking.graph_s)
+    assert np.all(found.graph_s < checking.graph_s + 0.2 * step.graph_s)  # three layers of 61, three vocabulary products
+    assert np.all(found.decode_attention_s >= checking.decode_attention_s)
+
+
+def test_a_dynamo_is_as_new_as_what_it_holds() -> None:
+    assert not before(inside("0.8.1.post2"), "1.2")
+    assert before(inside("0.5.1-rc0.pre3"), "1.2")
+    assert before(inside("1.1.0rc2"), "1.2")
+    assert not before(inside(""), "1.2")

@@ -84,17 +84,36 @@ def test_pools_under_attention_data_parallel_spread_their_experts() -> None:
 
 
 def test_speculation_that_rows_do_not_state() -> None:
-    """Reckoned with where benchmarks run it: TensorRT-LLM, models with heads for it, since 2026."""
-    from trivet.loop.serving_model import Compiler, steady, unstated_speculation
+    """The benchmark's configuration of the date tells it: by the build, else by what was new that day."""
+    from trivet.loop.serving_speculation import unstated
 
-    row = {"engine": "trtllm", "engine_version": "1.2.0rc6", "model": "deepseek-ai/DeepSeek-R1", "tp": "8"}
-    likely = case(**row, measured_on="2026-02-05")
-    assert unstated_speculation(likely) > 0.5
-    others = [{"measured_on": "2025-12-15"}, {"measured_on": ""}, {"model": "Qwen/Qwen3-32B"}, {"engine": "vllm"}]
-    for other in [case(**{**row, "measured_on": "2026-02-05", **change}) for change in others]:
-        assert unstated_speculation(other) == 0.0
-    stated = steady(likely, Compiler(speculation=False))
-    assert float(steady(likely, Compiler()).tpot_s) < 0.85 * float(stated.tpot_s)
+    row = {"chip": "b200_sxm", "engine": "trtllm", "engine_version": "1.2.0rc6.post3", "model": "deepseek-ai/DeepSeek-R1",
+           "weights": "fp8", "tp": "8", "concurrency": "16", "batch_size": "16", "measured_on": "2026-02-05"}  # fmt: skip
+    sure = case(**row)
+    assert (unstated(sure).share, unstated(sure).drafts) == (1.0, 3)
+    plain = [{"engine_version": "1.2.0rc6.post2"}, {"measured_on": ""}, {"measured_on": "recent"}, {"isl": "2048"},
+             {"model": "Qwen/Qwen3-32B"},
+             {"engine_version": "1.1.0rc2.post2", "measured_on": "2025-12-15"}]  # fmt: skip
+    for other in [case(**{**row, **change}) for change in plain]:
+        assert unstated(other).share == 0.0
+    came = case(**{**row, "engine_version": "1.1.0rc2.post2", "measured_on": "2026-01-14"})
+    assert unstated(came).share == 1.0
+    both = {"engine": "sglang", "engine_version": "0.5.9", "measured_on": "2026-03-25", "osl": "8192"}
+    assert unstated(case(**{**row, **both})).share == 0.5
+    assert unstated(case(**{**row, **both, "concurrency": "128", "batch_size": "128"})).share == 1.0
+
+
+def test_speculation_pays_and_less_where_prompts_take_the_time() -> None:
+    from trivet.loop.serving_model import Compiler, steady
+
+    row = {"chip": "b200_sxm", "engine": "trtllm", "engine_version": "1.2.0rc6.post3", "model": "deepseek-ai/DeepSeek-R1",
+           "weights": "fp8", "tp": "8", "concurrency": "16", "batch_size": "16", "measured_on": "2026-02-05"}  # fmt: skip
+
+    def gain(**load: str) -> float:
+        found = case(**{**row, **load})
+        return float(steady(found, Compiler(speculation=False)).tpot_s / steady(found, Compiler()).tpot_s)
+
+    assert 1.3 < gain(isl="8192", osl="1024") < gain(isl="1024", osl="8192") < 2.5
 
 
 def test_unknown_engine_and_labels_fall_back_and_say_so() -> None:

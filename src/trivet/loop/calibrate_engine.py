@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from trivet.cloud.engine.profiles import from_mapping
 from trivet.loop.serving_model import Compiler, steady
 from trivet.loop.serving_rows import Case
+from trivet.loop.serving_speculation import unstated
 
 Floats = NDArray[np.float64]
 # Where the loss turns from square to linear, log units of TPOT and TTFT: within a campaign, and for its mean.
@@ -58,9 +59,11 @@ PRIORS: dict[str, tuple[float, float]] = {
     "frontend_s": (4.7e-4, 0.5), "first_token_steps": (1.0, 0.3), "routed_layer_s": (4e-4, 0.5),
     "latent_layer_s": (1e-3, 0.6),
 }  # fmt: skip
-# Habits of one engine: SGLang's scheduler works on every request of a batch in Python, and a request passes three processes;
-# TensorRT-LLM launches attention over latents slowest.
+# Habits of one engine: vLLM's host prepares a step longest (it waits for the step before, where it is not asynchronous);
+# SGLang's scheduler works on every request of a batch in Python, and a request passes three processes; TensorRT-LLM launches
+# attention over latents slowest.
 OWN_PRIORS = {
+    "vllm": {"host_decode_s": (1.6e-3, 0.5)},
     "sglang": {"first_token_s": (0.1, 0.3), "host_per_sequence_s": (3e-5, 0.5)},
     "trtllm": {"latent_layer_s": (1.5e-3, 0.4)},
 }
@@ -170,7 +173,8 @@ def _search(
         trial = Compiler(profiles, compiler.parts, compiler.rooms, speculation=False)
         return np.log([_pair(row.case, trial) for row in rows]) - measured
 
-    counted = ~(heads & (above_peers(rows, errors(x)[:, 0]) > -SPECULATIVE))
+    known = np.array([unstated(row.case).share == 1.0 for row in rows])
+    counted = ~(known | (heads & (above_peers(rows, errors(x)[:, 0]) > -SPECULATIVE)))
     number = np.maximum(np.bincount(owner, counted, campaigns), 1e-9)
 
     def residuals(logs: Floats) -> Floats:

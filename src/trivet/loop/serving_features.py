@@ -17,7 +17,7 @@ from trivet.cloud.deployment import StepTable
 from trivet.cloud.engine.components import KINDS, Components
 from trivet.cloud.engine.profiles import EngineProfile
 from trivet.cloud.serving.steady import Steady
-from trivet.loop.serving_model import Compiler
+from trivet.loop.serving_model import Compiler, draws
 from trivet.loop.serving_rows import Case
 
 Floats = NDArray[np.float64]
@@ -148,7 +148,7 @@ def _names(case: Case) -> list[str]:
     layout = case.pools[-1].deployment.layout
     spread = f"{layout.tp}x{layout.attention_dp}x{layout.moe_ep} {len(case.pools)} {case.pools[0].workers}"
     shape = f"{architecture.model_type} {architecture.hidden} {architecture.num_layers}"
-    client = "drawn" if case.measured_on else "fixed"
+    client = "drawn" if draws(case) else "fixed"
     return [
         g["engine"], g["mode"], g["chip"], g["family"], g["model"], kind, g["precision"], setup, spread, client, shape,
     ]  # fmt: skip

@@ -16,11 +16,23 @@ from trivet.loop import serving_scripts
 from trivet.loop.serving_rows import LENGTHS, Case
 
 
-def launched(case: Case, plan: Schedule) -> Schedule:
-    """``plan`` with what the benchmark's script sets for this case; ``plan`` itself where the row is not from it."""
+def launched(case: Case, plan: Schedule, drafts: int = 0) -> Schedule:
+    """``plan`` with what the benchmark's script sets for this case; ``plan`` itself where the row is not from it. ``drafts``:
+    draft tokens a step, of the scripts that speculate."""
     if not case.measured_on or case.isl not in LENGTHS or case.osl not in LENGTHS:
         return plan
-    return {"vllm": _vllm, "sglang": _sglang, "trtllm": _trtllm}[case.group["engine"]](case, plan)
+    found = {"vllm": _vllm, "sglang": _sglang, "trtllm": _trtllm}[case.group["engine"]](case, plan)
+    return _drafting(case, found, drafts) if drafts else found
+
+
+def _drafting(case: Case, plan: Schedule, drafts: int) -> Schedule:
+    """Scripts with multi-token prediction: TensorRT-LLM's budget is a prompt and the sequences of a rank with their drafts, and
+    no prompt is gathered; SGLang's chunk is 16,384 tokens."""
+    if case.group["engine"] != "trtllm":
+        return replace(plan, budget_tokens=16384.0) if "deepseek" in case.group["model"].lower() else plan
+    rank = math.ceil(case.concurrency / case.pools[0].deployment.layout.attention_dp)
+    budget = math.ceil(((drafts + 1.0) * rank + case.isl + 64.0) / 64.0) * 64.0
+    return replace(plan, budget_tokens=budget, gather_steps=0.0)
 
 
 def _vllm(case: Case, plan: Schedule) -> Schedule:
@@ -87,7 +99,8 @@ def _streamed_every(case: Case) -> float:
 
 def _trtllm(case: Case, plan: Schedule) -> Schedule:
     """``max_num_tokens`` and the waits of prompts, by the model and the date of its script."""
-    if not case.group["version"][:1].isdigit() and case.measured_on < "2026-01-22":
+    old = not case.group["version"][:1].isdigit() and case.measured_on < "2026-01-22"
+    if old and case.group["family"] == "hopper":
         plan = replace(plan, launches=2.0)  # builds before 1.2
     if len(case.pools) > 1:
         # Recipes of FP8 stream every 20 tokens, and the client's first comes that late; those of NVFP4 have workers for

@@ -10,14 +10,24 @@ import numpy as np
 
 from trivet.cloud import fabric
 from trivet.cloud.deployment import Deployment, StepTable
-from trivet.cloud.engine import Components, EngineProfile, assemble, compile_components, profile, room, schedule
+from trivet.cloud.engine import (
+    Components,
+    EngineProfile,
+    assemble,
+    compile_components,
+    profile,
+    room,
+    schedule,
+    speculating,
+)
 from trivet.cloud.engine.ported import behind
-from trivet.cloud.engine.versions import before
+from trivet.cloud.engine.versions import before, inside
 from trivet.cloud.serving.steady import Policy, Split, Steady, closed_loop, closed_loop_split
 from trivet.errors import DoesNotFit
 from trivet.loop.serving_launch import launched
 from trivet.loop.serving_recipes import recipe
-from trivet.loop.serving_rows import Case
+from trivet.loop.serving_rows import LENGTHS, Case
+from trivet.loop.serving_speculation import Speculation, unstated
 from trivet.model import memory
 
 # deployment_key -> a number that stands for it, one for all compilers: calibration hands parts from one to the next.
@@ -31,7 +41,7 @@ class Compiler:
     profiles: Mapping[str, EngineProfile] = field(default_factory=dict)
     parts: dict[int, Components] = field(default_factory=dict)
     rooms: dict[Any, tuple[float, str]] = field(default_factory=dict)
-    tables: dict[tuple[int, float, bool], StepTable] = field(default_factory=dict)
+    tables: dict[tuple[int, float, bool, int], StepTable] = field(default_factory=dict)
     known: dict[tuple[str, str, str], EngineProfile] = field(default_factory=dict)
     speculation: bool = True  # reckon with speculation that rows do not state
     held: dict[int, tuple[Deployment, int]] = field(default_factory=dict)  # by identity; kept, so that it stays its own
@@ -40,7 +50,7 @@ class Compiler:
         name = (deployment.settings.engine, deployment.settings.version, deployment.chip.name)
         if name not in self.known:
             own = self.profiles.get(name[0])
-            self.known[name] = own.build(name[1]) if own else profile(*name)
+            self.known[name] = own.build(name[1], name[2]) if own else profile(*name)
         return self.known[name]
 
     def number(self, deployment: Deployment) -> int:
@@ -71,17 +81,25 @@ class Compiler:
                 self.rooms[key] = (np.inf, f"by our count it does not fit, its KV taken as sufficient: {error}")
         return self.rooms[key]
 
-    def table(self, deployment: Deployment, launches: float = 1.0, overlap: bool | None = None) -> StepTable:
+    def table(
+        self, deployment: Deployment, launches: float = 1.0, overlap: bool | None = None, drafts: int = 0
+    ) -> StepTable:
         """``launches``: the host's time for launches in steps with prompts, over that of the engine. ``overlap``: whether the
-        host works beside the device, where a launch script says so."""
+        host works beside the device, where a launch script says so. ``drafts``: tokens that the model's own head proposes a
+        step."""
         constants = self.constants(deployment)
         if overlap is not None:
             constants = replace(constants, overlap=overlap)
         if launches != 1.0:
             constants = constants.launching(launches)
-        key = (self.number(deployment), constants.routed_layer_s, constants.overlap)
+        key = (self.number(deployment), constants.routed_layer_s, constants.overlap, drafts)
         if key not in self.tables:
-            self.tables[key] = assemble(self.components(deployment), constants)
+            found = assemble(self.components(deployment), constants)
+            if drafts:
+                wider = replace(deployment, settings=replace(deployment.settings, speculative_tokens=drafts))
+                wide = assemble(self.components(wider), constants)
+                found = speculating(wide, found, self.components(deployment), drafts)
+            self.tables[key] = found
         return self.tables[key]
 
 
@@ -90,27 +108,41 @@ def deployment_key(deployment: Deployment) -> Any:
     d = deployment
     s = d.settings
     quantisation = d.architecture.quantisation
-    old = s.engine == "trtllm" and before(s.version, "1.2")  # other expert kernels: ``Clock.generated``
+    old = s.engine == "trtllm" and before(inside(s.version), "1.2")  # other expert kernels: ``Clock.generated``
     return (d.architecture.name, quantisation, d.chip.name, d.server, d.layout, s.engine, old, s.kv_dtype, s.weight_dtype,
             s.moe_dtype, s.speculative_tokens, s.all_reduce, behind(d))  # fmt: skip
 
 
-# Rows with a date come from a benchmark that draws lengths from 0.8 to 1.0 of the nominal ones. Rows without one come from
-# a client with fixed lengths, whose requests stay in step; what little the engine itself spreads them is this.
+# Rows with a date and lengths of InferenceX come from a benchmark that draws lengths from 0.8 to 1.0 of the nominal ones. Others
+# come from a client with fixed lengths, whose requests stay in step; what little an engine itself spreads them is this.
 DRAWN = 0.8
-FIXED = {"sglang": 0.995, "trtllm": 0.99, "vllm": 0.95}
+FIXED = {"sglang": 1.0, "trtllm": 1.0, "vllm": 0.98}
+# That client also sends its next request at once: of what a first token takes beside its steps only a share lies before the
+# scheduler sees the request. Requests that ended one step apart then stay apart, as groups of their own.
+TURNAROUND = {"sglang": 0.2, "trtllm": 0.2, "vllm": 0.0}
+
+
+def draws(case: Case) -> bool:
+    """Whether the benchmark that a row is from draws its lengths; so does what is asked for without one ("recent")."""
+    asked = bool(case.measured_on) and not case.measured_on[:1].isdigit()
+    return asked or (bool(case.measured_on) and {case.isl, case.osl} <= set(LENGTHS))
 
 
 def shortest(case: Case) -> float:
     """Shortest length over the nominal one in the benchmark that a row is from, where the row does not say it."""
     if case.shortest:
         return case.shortest
-    return DRAWN if case.measured_on else FIXED[case.group["engine"]]
+    return DRAWN if draws(case) else FIXED[case.group["engine"]]
+
+
+def turnaround(case: Case) -> float:
+    """``Policy.turnaround`` of the benchmark that a row is from."""
+    return 1.0 if draws(case) else TURNAROUND[case.group["engine"]]
 
 
 def streaming_steps(case: Case, constants: EngineProfile) -> float:
-    """Decode steps until the first token is streamed out; the client of rows without a date streams every token."""
-    return constants.first_token_steps if case.measured_on else min(1.0, constants.first_token_steps)
+    """Decode steps until the first token is streamed out; the client of fixed lengths streams every token."""
+    return constants.first_token_steps if draws(case) else min(1.0, constants.first_token_steps)
 
 
 def steady(case: Case, compiler: Compiler) -> Steady:
@@ -118,30 +150,24 @@ def steady(case: Case, compiler: Compiler) -> Steady:
     low = shortest(case)
     if len(case.pools) > 1:
         return _split(case, compiler, low)
-    found = _aggregated(case, compiler, low)
-    share = unstated_speculation(case) if compiler.speculation else 0.0
-    return replace(found, tpot_s=found.tpot_s * SPECULATIVE_GAIN**-share) if share else found
+    plain = _aggregated(case, compiler, low, Speculation())
+    drawn = unstated(case) if compiler.speculation else Speculation()
+    if not drawn.share:
+        return plain
+    faster = _aggregated(case, compiler, low, drawn)
+    tpot, ttft = (
+        getattr(plain, name) ** (1.0 - drawn.share) * getattr(faster, name) ** drawn.share for name in ("tpot_s", "ttft_s")
+    )
+    return replace(faster, tpot_s=tpot, ttft_s=ttft)
 
 
-# Benchmarks of TensorRT-LLM on models with multi-token-prediction heads run it since January 2026 in about six of ten
-# campaigns, without a column that says so; a step then yields 1.4 to 1.9 tokens a sequence at its usual time.
-SPECULATIVE_GAIN = 1.65
-_SPECULATES = {"trtllm": ("2026-01-01", 0.6)}  # engine -> (measured from, share of the campaigns)
-
-
-def unstated_speculation(case: Case) -> float:
-    """Probability that a row was measured with speculation though it does not say so (0 for models without heads)."""
-    since, share = _SPECULATES.get(case.group["engine"], ("9", 0.0))
-    deployment = case.pools[-1].deployment
-    heads = deployment.architecture.mtp_layers > 0 and not deployment.settings.speculative_tokens
-    return share if heads and since <= case.measured_on < "9" else 0.0
-
-
-def _aggregated(case: Case, compiler: Compiler, low: float) -> Steady:
+def _aggregated(case: Case, compiler: Compiler, low: float, drawn: Speculation) -> Steady:
     pool = case.pools[0]
     clients = max(1.0, case.concurrency / pool.workers)
-    plan = launched(case, schedule(pool.deployment, case.isl, case.osl, clients))
-    table = compiler.table(pool.deployment, plan.launches, plan.overlap)
+    plan = launched(case, schedule(pool.deployment, case.isl, case.osl, clients), drawn.drafts)
+    table = compiler.table(pool.deployment, plan.launches, False if drawn.serial else plan.overlap, drawn.drafts)
+    if drawn.serial:
+        table = replace(table, host_per_sequence_s=3.0 * table.host_per_sequence_s)
     constants = compiler.constants(pool.deployment)
     kv_tokens = compiler.kv_tokens(pool.deployment)[0]
     policy = Policy(
@@ -150,6 +176,8 @@ def _aggregated(case: Case, compiler: Compiler, low: float) -> Steady:
         plan.max_sequences,
         kv_tokens,
         pool.deployment.layout.attention_dp,
+        tokens_a_step=drawn.tokens_a_step,
+        decode_tokens=1.0 + drawn.drafts,
         preempts=plan.preempts,
         frontend_s=constants.frontend_s,
         look_steps=plan.look_steps,
@@ -158,6 +186,7 @@ def _aggregated(case: Case, compiler: Compiler, low: float) -> Steady:
         gather_tokens=plan.gather_share * plan.budget_tokens,
         first_token_steps=streaming_steps(case, constants),
         cold_s=plan.cold_s,
+        turnaround=turnaround(case),
     )
     return closed_loop(table, case.isl, case.osl, clients, policy, low=low)
 

@@ -27,6 +27,7 @@ class Mixer:
     qkv_bias: bool = False
     out_bias: bool = False
     qk_norm: bool = False
+    wide_norm: bool = False  # queries and keys are each normed over all heads together
     output_gate: bool = False
     sinks: bool = False
     # MLA

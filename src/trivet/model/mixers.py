@@ -142,6 +142,12 @@ def _attention(c: Context) -> list[Operator]:
             4.0 * rows * (c.heads + (0.0 if m.shared_kv else c.kv_heads)) * qk * (2.0 if m.qk_norm else 1.0),
         ),
     ]
+    if m.wide_norm:
+        # The norm spans the heads of all chips: mean squares are summed over them, then a pass of its own scales (vLLM's
+        # ``MiniMaxText01RMSNormTP``, SGLang likewise).
+        found.append(Stream("qk_norm", 4.0 * rows * (c.heads + c.kv_heads) * qk))
+        if c.layout.tp > 1:
+            found.append(Transfer("qk_norm_all_reduce", "all_reduce", 8.0 * rows, c.layout.tp, "tp"))
     row_bytes = kv_width * WEIGHT_BYTES[c.kv_dtype]
     if kv_width:
         found.append(Stream("kv_write", rows * (2.0 * kv_width + row_bytes)))

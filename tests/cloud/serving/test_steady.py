@@ -132,7 +132,11 @@ def preempting_loop(t: StepTable, isl: float, osl: float, clients: int, waves: i
             used, prompts = used + inputs[i] + had, prompts + inputs[i] + had
             entering.append((i, arrival, had))
         b = len(running)
-        now += float(np.interp(prompts + b, t.tokens, t.mixed_s)) if prompts else float(np.interp(b, t.sequences, t.graph_s))
+        now += (
+            float(np.interp(prompts + b, t.tokens, t.mixed_s))
+            if prompts
+            else float(np.interp(b, t.sequences, t.graph_s))
+        )
         for sequence in running:
             sequence[1] += 1
         for i, arrival, had in entering:
@@ -165,7 +169,9 @@ def test_preemption_answers_sooner_than_room_for_whole_answers() -> None:
     assert float(stopped.tpot_s) > float(kept.tpot_s)
 
 
-def ranks_loop(t: StepTable, isl: float, osl: float, clients: int, ranks: int, wait: int, budget: float) -> tuple[float, float]:
+def ranks_loop(
+    t: StepTable, isl: float, osl: float, clients: int, ranks: int, wait: int, budget: float
+) -> tuple[float, float]:
     """Attention data parallelism one step at a time: a queue and a budget per rank, prompts held until every rank has one or
     ``wait`` steps are counted: mean TTFT and TPOT."""
     count = max(32, clients * 4)
@@ -231,6 +237,18 @@ def test_looking_seldom_delays_the_first_token() -> None:
     seldom = closed_loop(table(), 500, 500, 16, Policy(look_steps=30.0))
     gap = (float(seldom.ttft_s) - float(often.ttft_s)) / float(seldom.tpot_s)
     assert 8 < gap < 25
+
+
+def test_a_client_that_asks_again_at_once_keeps_groups_apart() -> None:
+    """Answers of one length that began a step apart end a step apart: each new prompt then finds the queue empty, unless the way
+    to the scheduler takes longer than a step and the groups meet there."""
+    policy = Policy("whole_prompt", budget_tokens=1000.0)
+    late, soon = (
+        closed_loop(table(overhead_s=0.05), 1000, 200, 8, replace(policy, turnaround=share), low=1.0)
+        for share in (1.0, 0.0)
+    )
+    assert float(soon.ttft_s) < 0.7 * float(late.ttft_s)
+    assert float(soon.tpot_s) == pytest.approx(float(late.tpot_s), rel=0.05)
 
 
 def test_prompts_wait_until_they_fill_a_step() -> None:
@@ -302,7 +320,9 @@ def test_a_cold_server_compiles_once_when_a_step_first_fills() -> None:
     tenth of the run's requests."""
     first = Policy("prefill_first", 8192)
     cold = replace(first, cold_s=50.0)
-    assert float(closed_loop(table(), 1000, 500, 4, cold).ttft_s) == float(closed_loop(table(), 1000, 500, 4, first).ttft_s)
+    assert float(closed_loop(table(), 1000, 500, 4, cold).ttft_s) == float(
+        closed_loop(table(), 1000, 500, 4, first).ttft_s
+    )
     warm, late = (closed_loop(table(), 1000, 500, 32, policy) for policy in (first, cold))
     assert float(late.ttft_s) - float(warm.ttft_s) == pytest.approx(50.0 * 31 / 320, rel=0.1)
 

@@ -5,7 +5,7 @@ from trivet.cloud.engine.memory import Room, room
 from trivet.cloud.engine.process import process
 from trivet.cloud.engine.profiles import EngineProfile, own_profile, profile
 from trivet.cloud.engine.scheduling import Schedule, schedule, vllm_limits
-from trivet.cloud.engine.step import assemble, step_table
+from trivet.cloud.engine.step import assemble, speculating, step_table
 
 __all__ = [
     "Components",
@@ -19,6 +19,7 @@ __all__ = [
     "profile",
     "room",
     "schedule",
+    "speculating",
     "step_table",
     "vllm_limits",
 ]

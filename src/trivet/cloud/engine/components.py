@@ -7,6 +7,7 @@ only the weights of the kinds, so a deployment is compiled once and re-weighted 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from statistics import NormalDist
 from typing import Any
@@ -18,7 +19,7 @@ from trivet.chip import timing
 from trivet.cloud import collectives
 from trivet.cloud.deployment import Deployment
 from trivet.cloud.engine.ported import QUICK, behind, launched_s, quick_reduced
-from trivet.cloud.engine.versions import before
+from trivet.cloud.engine.versions import before, inside
 from trivet.model.layers import operators
 from trivet.model.parallel import Batch, Layout
 from trivet.operators import Attention, Gemm, GroupedGemm, Operator, Scan, Stream, Transfer
@@ -80,6 +81,9 @@ def _faster(found: Any, rival: Any) -> Any:
     return replace(found, value_s=np.minimum(np.asarray(found.value_s, float), np.asarray(rival.value_s, float)))
 
 
+FUSED = ("fp8", "nvfp4")  # formats into which TensorRT-LLM's fused kernels write
+
+
 class Clock:
     """Times operators for one deployment and sums them by kind."""
 
@@ -115,11 +119,23 @@ class Clock:
     def kernels(self, operator: Operator) -> str:
         """The library whose measured kernels an engine runs. vLLM's block-scaled products were timed with what their launch
         costs the host (tens to hundreds of microseconds), which a captured graph does not pay: SGLang's stand for them, the
-        same kernels (DeepGEMM) timed on the device."""
+        same kernels (DeepGEMM) timed on the device. TensorRT-LLM's products were timed with the pass that quantises their input:
+        where a fused kernel has done that before, SGLang's stand for them, timed alone."""
         if self.library == "vllm" and isinstance(operator, GroupedGemm) and self.triton(operator):
             return "vllm/triton"
         hosted = self.library == "vllm" and isinstance(operator, Gemm) and operator.dtype in ("fp8_block", "mxfp8")
-        return "sglang" if hosted else self.library
+        return "sglang" if hosted or (isinstance(operator, Gemm) and self.fused(operator)) else self.library
+
+    def fused(self, operator: Gemm) -> bool:
+        """Whether TensorRT-LLM quantises this product's input in the kernel before it: attention and SwiGLU write 8 bits under
+        static scales; Llama's all-reduces add the residual, norm and quantise (``RESIDUAL_RMS_NORM_QUANT_FP8``), from a hidden
+        size above 4,096 on."""
+        if self.library != "trtllm" or operator.dtype not in FUSED:
+            return False
+        if operator.name in ("attention_out", "ffn_down") and operator.dtype == "fp8":
+            return True
+        model, layout = self.deployment.architecture, self.deployment.layout
+        return "llama" in model.model_type and layout.tp > 1 and model.hidden > 4096 and operator.name in ("qkv", "ffn_gate_up")
 
     def triton(self, operator: GroupedGemm) -> bool:
         """Whether vLLM runs Triton's kernels for 16-bit experts on Blackwell, measured with FlashInfer's: before 0.20 always
@@ -145,7 +161,7 @@ class Clock:
             return ""
         if operator.dtype == "nvfp4":
             return "trtllm_min"
-        return "vllm" if operator.dtype == "fp8_block" and not before(deployment.settings.version, "1.2") else ""
+        return "vllm" if operator.dtype == "fp8_block" and not before(inside(deployment.settings.version), "1.2") else ""
 
     def stand_in(self, operator: GroupedGemm) -> Any:
         """An expert kernel's time in another format of the same width: the measured kernels of some formats are in part untuned
@@ -163,7 +179,7 @@ class Clock:
         busy, floors = np.zeros((len(KINDS), rows)), np.zeros(len(KINDS))
         surface = np.zeros((rows, columns))
         launches, total, variance = 0.0, 0.0, 0.0
-        for kind, stack, counts in _stacked(found):
+        for kind, stack, counts in _stacked(found, self.kernels):
             time = self.seconds(stack)
             shape = (len(counts), rows, columns)
             value = (
@@ -221,13 +237,15 @@ def _by_context(operator: Operator) -> bool:
     return False
 
 
-def _stacked(found: tuple[Operator, ...]) -> list[tuple[int, Operator, Floats]]:
-    """Operators as (kind, operator, counts): products of one format and passes over memory whose shape does not depend on the
-    context are stacked along a leading axis, so that one call times them all."""
+def _stacked(
+    found: tuple[Operator, ...], kernels: Callable[[Operator], str]
+) -> list[tuple[int, Operator, Floats]]:
+    """Operators as (kind, operator, counts): products of one format and one library's ``kernels`` and passes over memory whose
+    shape does not depend on the context are stacked along a leading axis, so that one call times them all."""
     groups: dict[Any, list[Operator]] = {}
     for number, operator in enumerate(found):
         alike = isinstance(operator, Gemm | Stream) and not _by_context(operator)
-        key = (kind_index(operator), type(operator), operator.dtype) if alike else number
+        key = (kind_index(operator), type(operator), operator.dtype, kernels(operator)) if alike else number
         groups.setdefault(key, []).append(operator)
     out: list[tuple[int, Operator, Floats]] = []
     for members in groups.values():

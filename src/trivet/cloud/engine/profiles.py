@@ -47,21 +47,26 @@ class EngineProfile:
     ttft_sigma: float = 0.0
     routed_layer_s: float = 0.0  # the host's time to launch a layer's experts in a step with a prompt
     latent_layer_s: float = 0.0  # the same of attention over latents
-    slow_until: str = ""  # version before which both took twice as long (from 0.10 on: below, versions are Dynamo's)
+    slow_until: str = ""  # version before which both took twice as long (below 0.10, versions are Dynamo's)
+    slow_chips: tuple[str, ...] = ()  # the chips, by how their names begin, on whose servers they did; (): all
     logit_bytes: float = 0.0  # that the sampler holds of one logit at most; 0: within the reserve
     cold_s: float = 0.0  # what the first step of a log takes longer: kernels are loaded and compiled when they first run
     serial_builds: tuple[str, ...] = ()  # (from, until) versions whose host worked between two steps all the same
 
-    def build(self, version: str) -> EngineProfile:
-        """The constants of ``version``; "" and names that are no number are the newest."""
+    def build(self, version: str, chip: str = "") -> EngineProfile:
+        """The constants of ``version`` on ``chip``; "" and names that are no number are the newest version."""
         if not version[:1].isdigit():
             return self
         slow = self.slow_until and numbers("0.10") <= numbers(version) < numbers(self.slow_until)
-        found = self.launching(2.0) if slow else self
+        found = self.launching(2.0) if slow and self.slow_on(chip) else self
         if not self.serial_builds:
             return found
         first, until = (numbers(text) for text in self.serial_builds)
         return replace(found, overlap=self.overlap and not first <= numbers(version) < until)
+
+    def slow_on(self, chip: str) -> bool:
+        """Whether ``chip`` has one of the hosts on which builds before ``slow_until`` launched slowly."""
+        return not self.slow_chips or chip.startswith(self.slow_chips)
 
     def launching(self, factor: float) -> EngineProfile:
         """The same engine whose host takes ``factor`` times as long to launch steps with prompts."""
@@ -97,7 +102,7 @@ def profile(engine: str, version: str = "", chip: str = "") -> EngineProfile:
     if engine not in engines:
         raise UnknownName(f"no profile of {engine!r}", field="engine", allowed=sorted(engines))
     found = own_profile(engine, chip) or from_mapping(engine, engines[engine])
-    return found.build(version)
+    return found.build(version, chip)
 
 
 def own_profile(engine: str, chip: str) -> EngineProfile | None:
@@ -144,5 +149,6 @@ def from_mapping(engine: str, raw: dict[str, Any]) -> EngineProfile:
     values = {f.name: raw[f.name] for f in fields(EngineProfile) if f.name in raw}
     for name in ("weights", "prefill_weights", "floors"):
         values[name] = {kind: float(raw.get(name, {}).get(kind, 1.0)) for kind in KINDS}
-    values["serial_builds"] = tuple(values.get("serial_builds", ()))
+    for name in ("serial_builds", "slow_chips"):
+        values[name] = tuple(values.get(name, ()))
     return EngineProfile(engine=engine, **values)

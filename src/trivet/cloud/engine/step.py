@@ -68,6 +68,18 @@ def assemble(parts: Components, constants: EngineProfile, blocks: int = 0, block
     )  # fmt: skip
 
 
+def speculating(wide: StepTable, plain: StepTable, parts: Components, drafts: int) -> StepTable:
+    """The step that proposes ``drafts`` tokens a sequence and checks them: ``wide`` computes them all, and before it the
+    model's multi-token-prediction layer runs ``drafts`` times, each a layer of the ``plain`` step with a head of its own."""
+    head = np.maximum.accumulate(parts.decode[KINDS.index("head")] + parts.decode_floor[KINDS.index("head")])
+    share = drafts / max(parts.layers, 1)
+    return replace(
+        wide,
+        graph_s=wide.graph_s + share * plain.graph_s + drafts * head,
+        decode_attention_s=wide.decode_attention_s + share * plain.decode_attention_s,
+    )
+
+
 def _rising(surface: NDArray[np.float64]) -> NDArray[np.float64]:
     """Monotone along both axes: kernels' tile steps may dip by a per cent or two."""
     return np.maximum.accumulate(np.maximum.accumulate(surface, axis=0), axis=1)

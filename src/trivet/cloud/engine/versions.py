@@ -1,4 +1,4 @@
-"""Order of engine versions by their first two numbers."""
+"""Order of engine versions by their first two numbers, and the TensorRT-LLM in a Dynamo."""
 
 from __future__ import annotations
 
@@ -8,6 +8,15 @@ import re
 def numbers(version: str) -> tuple[int, ...]:
     """The first two numbers of a version."""
     return tuple(int(number) for number in re.findall(r"\d+", version)[:2])
+
+
+# Versions of TensorRT-LLM's rows below 0.10 are Dynamo's; what its images hold, from its releases' tables of components.
+_DYNAMO: dict[tuple[int, ...], str] = {(0, 5): "1.1", (0, 6): "1.1", (0, 7): "1.2", (0, 8): "1.2", (0, 9): "1.3"}
+
+
+def inside(version: str) -> str:
+    """The version of TensorRT-LLM that ``version`` stands for."""
+    return _DYNAMO.get(numbers(version), version) if version[:1].isdigit() else version
 
 
 def before(version: str, other: str) -> bool:

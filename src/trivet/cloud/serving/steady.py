@@ -51,6 +51,7 @@ class Policy:
     gather_tokens: float = 0.0
     first_token_steps: float = 0.0  # decode steps until the first token is streamed out (interval of streaming)
     cold_s: float = 0.0  # once: kernels are compiled at the first step that fills the budget
+    turnaround: float = 1.0  # share of the overhead of a first token that lies before the scheduler sees the request
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -257,13 +258,14 @@ def _run(
 
     ttft, tpot, finished = (np.zeros(len(inputs)) for _ in range(3))
     host = np.array([table.host_decode_s, table.host_mixed_s, table.host_per_sequence_s])
+    client_s = float(policy.turnaround * table.first_token_overhead_s)
     if policy.mixing == "whole_prompt" and policy.ranks > 1:
         replay_ranks(
             table.tokens, table.mixed_s, table.sequences, table.graph_s, table.context, table.decode_attention_s, table.chunk,
             table.past, table.prefill_attention_s, host, table.overlap, float(policy.budget_tokens),
             float(policy.max_sequences), float(policy.kv_tokens), int(policy.ranks), float(policy.tokens_a_step),
             float(policy.decode_tokens), float(policy.wait_steps), inputs, outputs, arrivals, clients,
-            float(table.first_token_overhead_s), float(policy.frontend_s), ttft, tpot, finished,
+            client_s, float(policy.frontend_s), ttft, tpot, finished,
         )  # fmt: skip
         return ttft + table.first_token_overhead_s + policy.first_token_steps * tpot, tpot, finished, outputs
     replay(
@@ -273,7 +275,7 @@ def _run(
         float(policy.max_sequences * policy.ranks), float(policy.kv_tokens * policy.ranks), float(policy.ranks),
         float(policy.tokens_a_step), float(policy.decode_tokens), float(policy.look_steps), float(policy.wait_steps),
         float(policy.gather_steps), float(policy.gather_tokens), float(policy.cold_s), inputs, outputs, arrivals, clients,
-        float(table.first_token_overhead_s), float(policy.frontend_s), ttft, tpot, finished,
+        client_s, float(policy.frontend_s), ttft, tpot, finished,
     )  # fmt: skip
     return ttft + table.first_token_overhead_s + policy.first_token_steps * tpot, tpot, finished, outputs
 

@@ -47,7 +47,7 @@ def qwen3_moe(f: Fields) -> Blueprint:
 
 
 def minimax_m2(f: Fields) -> Blueprint:
-    base = attention(f)
+    base = replace(attention(f), wide_norm=True)
     norms = (base.heads + base.kv_heads) * base.head_dim
     blueprint = decoder(f, mixer=base, feed_forward=moe(f, "num_local_experts", "intermediate_size"), mixer_extra=norms)
     blueprint.mtp_layers = f.optional("num_mtp_modules") if f.flag("use_mtp", False) else 0
