@@ -119,7 +119,7 @@ DRAWN = 0.8
 FIXED = {"sglang": 1.0, "trtllm": 1.0, "vllm": 0.98}
 # That client also sends its next request at once: of what a first token takes beside its steps only a share lies before the
 # scheduler sees the request. Requests that ended one step apart then stay apart, as groups of their own.
-TURNAROUND = {"sglang": 0.2, "trtllm": 0.2, "vllm": 0.0}
+TURNAROUND = {"sglang": 0.35, "trtllm": 0.35, "vllm": 0.0}
 
 
 def draws(case: Case) -> bool:
