@@ -189,8 +189,8 @@ def grouped_terms(op: GroupedGemm, point: ChipPoint, isolated: bool = False, lib
     # A systolic core is fed by copies ahead of time, and it is no unit.
     fed = 0.0 if point.family in SYSTOLIC else 1.0
     feed = (fed * activation, fed * WEIGHT_BYTES[op.dtype], FED_BYTES_PER_CYCLE * slow)
-    up, fill, waves = _tiled(rows, (factor - 1.0) * inter, hidden, active, point, feed)
-    down, _, _ = _tiled(rows, hidden, inter, active, point, feed)
+    up, fill, waves = _tiled(rows, (factor - 1.0) * inter, hidden, active, point, feed=feed)
+    down, _, _ = _tiled(rows, hidden, inter, active, point, feed=feed)
     numbers = factor * hidden * inter * active
     width = 2.0 if widened_ahead(library.partition("/")[2], op.dtype) else WEIGHT_BYTES[op.dtype]
     total = width * numbers + local_rows * (activation * hidden + 2.0 * hidden + 2.0 * factor * inter)
