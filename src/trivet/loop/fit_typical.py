@@ -28,17 +28,18 @@ def assembled(
 
 
 def with_hosts(parts: Parts, trained: Trained) -> Parts:
-    """Launches without a graph are the host's, whatever the chip's family: an unseen chip has the median of the machines."""
-    floors: dict[str, list[float]] = {}
+    """Launches without a graph are the host's, whatever the chip's family: an unseen chip has the median of the machines, each
+    counted once (over PCIe a machine has an offset for each size of group)."""
+    floors: dict[str, dict[str, list[float]]] = {}
     for key, offset in trained.offsets.items():
-        _, library, precision = key.split("|")
+        chip, library, precision = key.split("|")
         if precision.endswith("_eager") and key.split("|", 1)[1] in parts.group:
-            floors.setdefault(library.partition("/")[0], []).append(float(offset[2]))
+            floors.setdefault(library.partition("/")[0], {}).setdefault(chip, []).append(float(offset[2]))
     group = dict(parts.group)
     for pair, offset in parts.group.items():
-        name = pair.split("|")[0].partition("/")[0]
-        if pair.endswith("_eager") and name in floors:
-            group[pair] = np.array([*offset[:2], np.median(floors[name])])
+        machines = floors.get(pair.split("|")[0].partition("/")[0], {})
+        if pair.endswith("_eager") and machines:
+            group[pair] = np.array([*offset[:2], np.median([np.mean(own) for own in machines.values()])])
     return replace(parts, group=group)
 
 
