@@ -31,11 +31,11 @@ from trivet.loop.fit_kernels import (
     with_expert_kernels,
     with_kernels,
 )
-from trivet.loop.fit_operators import Recipe, Trained, take_apart, train
+from trivet.loop.fit_operators import Recipe, train
+from trivet.loop.fit_spread import by_engine, by_precision, own_spread, spread_between, spread_labels
 from trivet.loop.fit_typical import assembled, centred, labelled, seen
 from trivet.loop.operator_tables import Samples, load, read
 from trivet.operators import Gemm
-from trivet.units import Z80
 
 Floats = NDArray[np.float64]
 # Rows for each chip, engine and precision: enough to see every corner of the tables, few enough for minutes.
@@ -115,123 +115,6 @@ def _groups(data: Samples) -> list[tuple[str, NDArray[np.intp]]]:
     return [(n, order[a:b]) for n, a, b in zip(names, edges[:-1], edges[1:], strict=True)]
 
 
-def _spread_between(trained: Trained, data: Samples, recipe: Recipe) -> tuple[Floats, Floats]:
-    """Log spread of the offsets of a left-out family, and of a left-out chip whose family is known, [3] each."""
-    names, _, first = data.groups
-    rows = dict(zip(names, first, strict=True))
-    family_of = {k: str(data.family[row]) for k, row in rows.items()}
-    chip_of = {k: k.split("|")[0] for k in names}
-    missed: dict[str, list[Floats]] = {"family": [], "chip": []}
-    for level, label_of in (("family", family_of), ("chip", chip_of)):
-        for label in sorted(set(label_of.values())):
-            out = frozenset(k for k in names if label_of[k] == label)
-            family = family_of[min(out)]
-            alone = len({chip_of[k] for k in names if family_of[k] == family}) == 1
-            if family == "battlemage" or (level == "chip" and alone) or len(out) == len(names):
-                continue
-            parts = take_apart(trained, data, recipe, without=out)
-            for key in sorted(out):
-                pair = key.split("|", 1)[1]
-                if pair in parts.group:
-                    believed = parts.group[pair] + (data.covariate[rows[key]] - parts.centre) @ parts.covariate
-                    believed = believed + parts.family.get(family_of[key], 0.0) * (level == "chip")
-                    missed[level].append(trained.offsets[key] - believed)
-    return np.clip(_scale(missed["family"]), 0.03, 0.6), np.clip(_scale(missed["chip"]), 0.03, 0.6)
-
-
-def _scale(missed: list[Floats]) -> Floats:
-    if not missed:
-        return np.full(3, 0.15)
-    return np.asarray(np.quantile(np.abs(np.array(missed)), 0.8, axis=0) / Z80)
-
-
-def _own_spread(error: Floats, shares: Floats, size: Floats, weight: Floats, factors: Floats) -> Floats:
-    """Coefficients of ``own_sigma``: an 80% quantile regression of the error, less what the factors explain."""
-    if len(error) > 20000:  # every so many rows: the form has five numbers
-        pick = np.linspace(0, len(error) - 1, 20000).astype(int)
-        error, shares, size, weight = error[pick], shares[pick], size[pick], weight[pick]
-        factors = factors[pick] if factors.ndim == 2 else factors
-    columns = residual.spread_columns(shares, size)
-    coefficients = np.zeros(columns.shape[1])
-    coefficients[0] = np.log(np.quantile(error, 0.8) + 1e-4)
-    rate = 0.02
-    for step in range(1500):  # pinball loss in log space by subgradient, on a fixed schedule
-        over = np.log(error + 1e-4) > columns @ coefficients
-        slope = columns.T @ (weight * (0.2 - over)) / weight.sum()
-        coefficients -= rate * (1.0 - step / 1600.0) * slope * 5.0
-    total = np.exp(columns @ coefficients) / Z80
-    own = np.sqrt(np.maximum(total**2 - ((shares * factors) ** 2).sum(1), (0.35 * total) ** 2))
-    design = columns * np.sqrt(weight)[:, None]
-    fitted = np.linalg.solve(
-        design.T @ design + 1e-6 * np.eye(design.shape[1]), design.T @ (np.log(own) * np.sqrt(weight))
-    )
-    return _conformal(fitted, columns, error, shares, weight, factors)
-
-
-def _conformal(
-    fitted: Floats, columns: Floats, error: Floats, shares: Floats, weight: Floats, factors: Floats
-) -> Floats:
-    """Shift the own spread until exactly 80% of the (weighted) errors lie inside the interval."""
-    common = ((shares * factors) ** 2).sum(1)
-    low, high = -3.0, 3.0
-    for _ in range(50):
-        middle = 0.5 * (low + high)
-        own = np.exp(np.clip(columns @ fitted + middle, -4.5, 0.5))
-        inside = np.average(error <= Z80 * np.sqrt(own**2 + common), weights=weight)
-        low, high = (middle, high) if inside < 0.8 else (low, middle)
-    fitted = fitted.copy()
-    fitted[0] += 0.5 * (low + high)
-    return fitted
-
-
-def _spreads(data: Samples) -> NDArray[Any]:
-    """Whose spread each row has: its precision's, products timed with their host one of their own."""
-    return np.where(data.library == "vllm_host", residual.HOST, data.precision)
-
-
-def _adjust(
-    kind: residual.Kind, row: int, precision: NDArray[Any], error: Floats, shares: Floats, size: Floats, factors: Floats, use: Any
-) -> dict[str, float]:
-    """Shift of the log spread for each precision: the quantile that its own errors ask for, at most a factor of 2.5 (but
-    where the host's cost is in it)."""
-    found = {}
-    for label in np.unique(precision):
-        rows = np.flatnonzero((precision == label) & use)
-        if len(rows) < 200:
-            continue
-        spread = factors[rows] if factors.ndim == 2 else factors
-        columns = residual.spread_columns(shares[rows], size[rows])
-        shifted = _conformal(kind.spread[row], columns, error[rows], shares[rows], np.ones(len(rows)), spread)
-        found[f"{row}|{label}"] = float(np.clip(shifted[0] - kind.spread[row][0], -0.9, 3.0 if label == residual.HOST else 0.9))
-    return found
-
-
-ENGINE_SHARE = 0.7  # of what an engine's left-out errors ask beyond those of its precision
-
-
-def _by_engine(
-    kind: residual.Kind,
-    data: Samples,
-    engine: NDArray[Any],
-    error: Floats,
-    shares: Floats,
-    size: Floats,
-    factors: Floats,
-    use: Any,
-) -> dict[str, float]:
-    """Shifts of a new chip's log spread for each precision and engine that two families and more were measured with: one
-    engine runs a kernel or two, another picks among four by shape, and is foretold less well."""
-    found = {}
-    for library in np.unique(engine):
-        mine = use & (engine == library)
-        for key, shift in _adjust(kind, 1, data.precision, error, shares, size, factors, mine).items():
-            label = key.partition("|")[2]
-            if len(np.unique(data.family[mine & (data.precision == label)])) > 1:
-                usual = kind.adjust.get(key, 0.0)
-                found[f"{key}|{library}"] = usual + ENGINE_SHARE * (shift - usual)
-    return found
-
-
 def fit_kind(data: Samples, recipe: Recipe, seed: int = 0, progress: Progress | None = None) -> Fit:
     """Fit one kind, predict every row with its family left out, and calibrate the spread on that.
 
@@ -286,7 +169,7 @@ def _fit(
     trained = train(known, recipe, seed, hidden=masked)
     told(1)
     typical = centred(trained, known, recipe, kernels)
-    new, near = _spread_between(typical, known, recipe)
+    new, near = spread_between(typical, known, recipe)
     kind = replace(assembled(trained, typical, known, recipe, new, near), kernels=kernels)
     outside, shares, _ = predict(kind, data)
     kept: dict[str, residual.Kind] = {}
@@ -309,21 +192,21 @@ def _fit(
     floor = data.base[:, 2]
     usual = (data.family != "battlemage") & asked
     error = np.abs(np.log(data.seconds / outside))
-    far = _own_spread(error[usual], shares[usual], np.log(outside / floor)[usual], weight[usual], new)
+    far = own_spread(error[usual], shares[usual], np.log(outside / floor)[usual], weight[usual], new)
     near_error = np.abs(np.log(data.seconds / inside))
-    close = _own_spread(near_error, inside_shares, np.log(inside / floor), weight, np.full(3, 0.03))
+    close = own_spread(near_error, inside_shares, np.log(inside / floor), weight, np.full(3, 0.03))
     kind = replace(kind, spread=np.vstack([close, far, far]))
     adjust = {
-        **_adjust(kind, 0, _spreads(data), near_error, inside_shares, np.log(inside / floor), np.full(3, 0.03), usual),
-        **_adjust(kind, 1, _spreads(data), error, shares, np.log(outside / floor), new, usual),
+        **by_precision(kind, 0, spread_labels(data), near_error, inside_shares, np.log(inside / floor), np.full(3, 0.03), usual),
+        **by_precision(kind, 1, spread_labels(data), error, shares, np.log(outside / floor), new, usual),
     }
     kind = replace(kind, adjust=adjust)
     engine = np.char.partition(data.library, "/")[:, 0]
     if data.kind in ("prefill", "decode"):
-        adjust = {**adjust, **_by_engine(kind, data, engine, error, shares, np.log(outside / floor), new, usual)}
+        adjust = {**adjust, **by_engine(kind, data, engine, error, shares, np.log(outside / floor), new, usual)}
         kind = replace(kind, adjust=adjust)
     own = np.zeros(len(data.seconds))
-    labels = _spreads(data)
+    labels = spread_labels(data)
     for label, library in sorted(set(zip(labels.tolist(), engine.tolist(), strict=True))):
         mine = (labels == label) & (engine == library)
         own[mine] = residual.own_sigma(kind, shares[mine], np.log(outside / floor)[mine], "new", str(label), str(library))
@@ -414,12 +297,12 @@ def with_benchmarks(fit: Fit, wide: Fit, folder: Path) -> Fit:
         return fit
     error = np.abs(np.log(fit.data.seconds / seconds))[rows]
     size = np.log(seconds / fit.data.base[:, 2])[rows]
-    coefficients = _own_spread(error, shares[rows], size, weights_of(fit.data)[rows], spread[rows])
+    coefficients = own_spread(error, shares[rows], size, weights_of(fit.data)[rows], spread[rows])
     kind = replace(fit.kind, spread=np.vstack([fit.kind.spread[:2], coefficients]))
     every = np.abs(np.log(fit.data.seconds / seconds))
     sizes = np.log(seconds / fit.data.base[:, 2])
     use = np.isin(fit.data.chip, sorted(measured)) & (fit.data.family != "battlemage")
-    more = _adjust(kind, 2, _spreads(fit.data), every, shares, sizes, spread, use)
+    more = by_precision(kind, 2, spread_labels(fit.data), every, shares, sizes, spread, use)
     return replace(fit, kind=replace(kind, adjust={**kind.adjust, **more}))
 
 
