@@ -45,15 +45,15 @@ class Measured:
 # name in the profile ("group.kind" or a scalar) -> (prior, log sigma of the prior). The medians are the geometric means
 # over the three engines of a first fit under wide priors: an engine that lacks a kind of model leans on the others.
 PRIORS: dict[str, tuple[float, float]] = {
-    "weights.gemm": (0.95, 0.12), "weights.block_gemm": (0.95, 0.15), "prefill_weights.block_gemm": (0.9, 0.2),
-    "floors.block_gemm": (0.45, 0.4), "weights.head": (0.97, 0.12), "weights.experts": (0.9, 0.15),
-    "weights.attention": (1.3, 0.2), "weights.latent": (1.75, 0.25), "prefill_weights.latent": (0.8, 0.3),
+    "weights.gemm": (0.97, 0.12), "weights.block_gemm": (0.95, 0.15), "prefill_weights.block_gemm": (0.9, 0.2),
+    "floors.block_gemm": (0.45, 0.4), "weights.head": (0.97, 0.12), "weights.experts": (1.1, 0.15),
+    "weights.attention": (1.4, 0.2), "weights.latent": (1.65, 0.25), "prefill_weights.latent": (0.6, 0.3),
     "floors.latent": (0.8, 0.3),
-    "weights.stream": (0.4, 0.3), "weights.scan": (1.0, 0.2), "weights.all_reduce": (1.3, 0.3), "weights.exchange": (0.97, 0.3),
-    "prefill_weights.gemm": (0.9, 0.2), "prefill_weights.experts": (1.1, 0.2), "prefill_weights.attention": (1.1, 0.3),
-    "prefill_weights.stream": (0.95, 0.3), "prefill_weights.scan": (1.0, 0.2), "prefill_weights.all_reduce": (1.2, 0.3),
-    "prefill_weights.exchange": (1.0, 0.3), "floors.gemm": (0.3, 0.3), "floors.head": (1.0, 0.2), "floors.experts": (0.75, 0.2),
-    "floors.attention": (0.8, 0.3), "floors.stream": (0.35, 0.3), "floors.scan": (0.8, 0.2), "floors.all_reduce": (0.55, 0.4),
+    "weights.stream": (0.45, 0.3), "weights.scan": (1.0, 0.2), "weights.all_reduce": (1.7, 0.3), "weights.exchange": (0.97, 0.3),
+    "prefill_weights.gemm": (0.9, 0.2), "prefill_weights.experts": (1.1, 0.2), "prefill_weights.attention": (1.3, 0.3),
+    "prefill_weights.stream": (0.85, 0.3), "prefill_weights.scan": (1.0, 0.2), "prefill_weights.all_reduce": (1.4, 0.3),
+    "prefill_weights.exchange": (1.0, 0.3), "floors.gemm": (0.4, 0.3), "floors.head": (1.0, 0.2), "floors.experts": (1.0, 0.2),
+    "floors.attention": (0.8, 0.3), "floors.stream": (0.35, 0.3), "floors.scan": (0.8, 0.2), "floors.all_reduce": (0.7, 0.3),
     "floors.exchange": (1.8, 0.3), "eager_floor_weight": (1.3, 0.5), "graph_s": (1.2e-4, 0.6), "layer_s": (2.5e-6, 0.6),
     "host_decode_s": (8e-4, 0.4), "host_mixed_s": (2.5e-3, 0.5), "host_per_sequence_s": (8e-6, 0.5), "first_token_s": (0.04, 0.5),
     "frontend_s": (4.7e-4, 0.5), "first_token_steps": (1.0, 0.3), "routed_layer_s": (4e-4, 0.5),
