@@ -127,13 +127,15 @@ class Clock:
         return "sglang" if hosted or (isinstance(operator, Gemm) and self.fused(operator)) else self.library
 
     def fused(self, operator: Gemm) -> bool:
-        """Whether TensorRT-LLM quantises this product's input in the kernel before it: attention and SwiGLU write 8 bits under
-        static scales; Llama's all-reduces add the residual, norm and quantise (``RESIDUAL_RMS_NORM_QUANT_FP8``), from a hidden
-        size above 4,096 on."""
+        """Whether TensorRT-LLM quantises this product's input in the kernel before it: under static scales attention writes 8 bits
+        (``out_scale`` in its attention module), and SwiGLU does from 1.1 on (pull 6540); Llama's all-reduces add the residual,
+        norm and quantise (``RESIDUAL_RMS_NORM_QUANT_FP8``), from a hidden size above 4,096 on."""
         if self.library != "trtllm" or operator.dtype not in FUSED:
             return False
-        if operator.name in ("attention_out", "ffn_down") and operator.dtype == "fp8":
+        if operator.dtype == "fp8" and operator.name == "attention_out":
             return True
+        if operator.dtype == "fp8" and operator.name == "ffn_down":
+            return not before(inside(self.deployment.settings.version), "1.1")
         model, layout = self.deployment.architecture, self.deployment.layout
         return "llama" in model.model_type and layout.tp > 1 and model.hidden > 4096 and operator.name in ("qkv", "ffn_gate_up")
 
