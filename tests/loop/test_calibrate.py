@@ -19,6 +19,7 @@ from trivet.loop.fit_typical import with_hosts
 from trivet.loop.measure import Measured, catalogue_entry
 from trivet.loop.operator_rows import active_share, load_imbalance
 from trivet.loop.operator_tables import Samples
+from trivet.units import Z80
 
 SMALL = Recipe((16,), 12, 256, 1e-2)
 
@@ -70,7 +71,7 @@ def test_fit_recovers_and_leaves_out_fairly() -> None:
     outside = np.median(np.abs(fit.outside_s / data.seconds - 1))
     assert inside < 0.03
     assert inside < outside < 0.15
-    covered = np.abs(np.log(data.seconds / fit.outside_s)) <= calibrate.Z80 * fit.outside_sigma
+    covered = np.abs(np.log(data.seconds / fit.outside_s)) <= Z80 * fit.outside_sigma
     assert 0.7 < covered.mean() < 0.9
 
 
