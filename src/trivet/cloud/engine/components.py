@@ -127,9 +127,9 @@ class Clock:
         return "sglang" if hosted or (isinstance(operator, Gemm) and self.fused(operator)) else self.library
 
     def fused(self, operator: Gemm) -> bool:
-        """Whether TensorRT-LLM quantises this product's input in the kernel before it: under static scales attention writes 8 bits
-        (``out_scale`` in its attention module), and SwiGLU does from 1.1 on (pull 6540); Llama's all-reduces add the residual,
-        norm and quantise (``RESIDUAL_RMS_NORM_QUANT_FP8``), from a hidden size above 4,096 on."""
+        """Whether TensorRT-LLM quantises this product's input in the kernel before it: under static scales attention writes
+        8 bits (``out_scale`` in its attention module), and SwiGLU does from 1.1 on (pull 6540); Llama's all-reduces add the
+        residual, norm and quantise (``RESIDUAL_RMS_NORM_QUANT_FP8``), from a hidden size above 4,096 on."""
         if self.library != "trtllm" or operator.dtype not in FUSED:
             return False
         if operator.dtype == "fp8" and operator.name == "attention_out":
