@@ -26,6 +26,7 @@ from trivet.loop.calibrate_residual import (
 )
 from trivet.loop.predict_serving import COLUMNS, csv_text, predict, serving_point
 from trivet.loop.serving_features import CONTINUOUS, NAMED, Features
+from trivet.loop.serving_model import Compiler, steady
 from trivet.loop.serving_residual import (
     CAMPAIGN,
     FORMS,
@@ -114,6 +115,21 @@ def test_speculation_pays_and_less_where_prompts_take_the_time() -> None:
         return float(steady(found, Compiler(speculation=False)).tpot_s / steady(found, Compiler()).tpot_s)
 
     assert 1.3 < gain(isl="8192", osl="1024") < gain(isl="1024", osl="8192") < 2.5
+
+
+@pytest.mark.parametrize(
+    ("changes", "versions"),
+    [
+        ({"engine": "trtllm", "chip": "h100_sxm", "measured_on": ""}, ("1.0.0", "1.1.0")),
+        ({"chip": "b200_sxm", "model": "Qwen/Qwen3-30B-A3B", "weights": "bf16", "moe_ep": "4"}, ("0.19.0", "0.20.0")),
+    ],
+)
+def test_a_batch_keeps_versions_with_other_kernels_apart(changes: dict[str, str], versions: tuple[str, str]) -> None:
+    old, new = (case(**changes, engine_version=version) for version in versions)
+    alone = steady(new, Compiler()).tpot_s
+    batch = Compiler()
+    before = steady(old, batch).tpot_s
+    assert steady(new, batch).tpot_s == alone != before
 
 
 def test_unknown_engine_and_labels_fall_back_and_say_so() -> None:

@@ -130,6 +130,7 @@ def fit_kind(data: Samples, recipe: Recipe, seed: int = 0, progress: Progress | 
     elsewhere = measured_elsewhere(named)
     close = _fit(named, recipe, seed, progress, elsewhere)
     styled, styles = as_fitted(data, recipe)
+    # Where every row has its kernel elsewhere, this fit still needs rows to set its spread on.
     asked = np.ones_like(elsewhere) if elsewhere.all() else ~elsewhere
     far = _fit(styled, damped(recipe), seed, progress, asked, library_columns(data), taught=teaching(data))
     return replace(
@@ -196,9 +197,10 @@ def _fit(
     near_error = np.abs(np.log(data.seconds / inside))
     close = own_spread(near_error, inside_shares, np.log(inside / floor), weight, np.full(3, 0.03))
     kind = replace(kind, spread=np.vstack([close, far, far]))
+    labels = spread_labels(data)
     adjust = {
-        **by_precision(kind, 0, spread_labels(data), near_error, inside_shares, np.log(inside / floor), np.full(3, 0.03), usual),
-        **by_precision(kind, 1, spread_labels(data), error, shares, np.log(outside / floor), new, usual),
+        **by_precision(kind, 0, labels, near_error, inside_shares, np.log(inside / floor), np.full(3, 0.03), usual),
+        **by_precision(kind, 1, labels, error, shares, np.log(outside / floor), new, usual),
     }
     kind = replace(kind, adjust=adjust)
     engine = np.char.partition(data.library, "/")[:, 0]
@@ -206,7 +208,6 @@ def _fit(
         adjust = {**adjust, **by_engine(kind, data, engine, error, shares, np.log(outside / floor), new, usual)}
         kind = replace(kind, adjust=adjust)
     own = np.zeros(len(data.seconds))
-    labels = spread_labels(data)
     for label, library in sorted(set(zip(labels.tolist(), engine.tolist(), strict=True))):
         mine = (labels == label) & (engine == library)
         own[mine] = residual.own_sigma(kind, shares[mine], np.log(outside / floor)[mine], "new", str(label), str(library))

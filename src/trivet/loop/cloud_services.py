@@ -261,6 +261,7 @@ def size(
         window = window_at(service, scenario, int(busiest_window[top]))
         dispersion = 1.0
         if window.arrival_s.size >= 100:
+            # ``load`` takes whole numbers of tokens as well.
             dispersion = load(window.arrival_s, window.input_tokens, window.output_tokens).arrival_dispersion  # type: ignore[arg-type]
             demand = load_of(top, dispersion)
             fluid = carried_per_rank(candidate, demand, float(busiest[top]), spec) if demand else 0.0

@@ -21,7 +21,7 @@ from trivet.cloud.engine import (
     speculating,
 )
 from trivet.cloud.engine.ported import behind
-from trivet.cloud.engine.versions import before, inside
+from trivet.cloud.engine.versions import kernel_changes
 from trivet.cloud.serving.steady import Policy, Split, Steady, closed_loop, closed_loop_split
 from trivet.errors import DoesNotFit
 from trivet.loop.serving_launch import launched
@@ -108,8 +108,8 @@ def deployment_key(deployment: Deployment) -> Any:
     d = deployment
     s = d.settings
     quantisation = d.architecture.quantisation
-    old = s.engine == "trtllm" and before(inside(s.version), "1.2")  # other expert kernels: ``Clock.generated``
-    return (d.architecture.name, quantisation, d.chip.name, d.server, d.layout, s.engine, old, s.kv_dtype, s.weight_dtype,
+    kernels = kernel_changes(s.engine, s.version)
+    return (d.architecture.name, quantisation, d.chip.name, d.server, d.layout, s.engine, kernels, s.kv_dtype, s.weight_dtype,
             s.moe_dtype, s.speculative_tokens, s.all_reduce, behind(d))  # fmt: skip
 
 

@@ -19,7 +19,7 @@ from trivet.chip import timing
 from trivet.cloud import collectives
 from trivet.cloud.deployment import Deployment
 from trivet.cloud.engine.ported import QUICK, behind, launched_s, quick_reduced
-from trivet.cloud.engine.versions import before, inside
+from trivet.cloud.engine.versions import kernel_changes
 from trivet.model.layers import operators
 from trivet.model.parallel import Batch, Layout
 from trivet.operators import Attention, Gemm, GroupedGemm, Operator, Scan, Stream, Transfer
@@ -91,6 +91,7 @@ class Clock:
         self.deployment = deployment
         self.levels: dict[int, list[collectives.Level]] = {}
         self.library = deployment.settings.engine
+        self.changes = kernel_changes(deployment.settings.engine, deployment.settings.version)
 
     def seconds(self, operator: Operator) -> Any:
         if isinstance(operator, GroupedGemm):
@@ -135,7 +136,7 @@ class Clock:
         if operator.dtype == "fp8" and operator.name == "attention_out":
             return True
         if operator.dtype == "fp8" and operator.name == "ffn_down":
-            return not before(inside(self.deployment.settings.version), "1.1")
+            return "1.1" in self.changes
         model, layout = self.deployment.architecture, self.deployment.layout
         return "llama" in model.model_type and layout.tp > 1 and model.hidden > 4096 and operator.name in ("qkv", "ffn_gate_up")
 
@@ -143,10 +144,10 @@ class Clock:
         """Whether vLLM runs Triton's kernels for 16-bit experts on Blackwell, measured with FlashInfer's: before 0.20 always
         (``select_unquantized_moe_backend``: only ``VLLM_USE_FLASHINFER_MOE_FP16`` changes it), later over data-parallel ranks
         where FlashInfer has CUTLASS's alone."""
-        settings, layout, family = self.deployment.settings, self.deployment.layout, self.deployment.chip.family
+        layout, family = self.deployment.layout, self.deployment.chip.family
         if operator.dtype not in ("bf16", "fp16") or family not in ("blackwell", "blackwell-gddr"):
             return False
-        return before(settings.version, "0.20") or (family == "blackwell-gddr" and layout.attention_dp > 1)
+        return "0.20" not in self.changes or (family == "blackwell-gddr" and layout.attention_dp > 1)
 
     def deep_gemm(self, operator: GroupedGemm) -> bool:
         """Whether SGLang leaves its Triton kernels for DeepGEMM's, which TensorRT-LLM was measured with: block-scaled experts
@@ -163,7 +164,7 @@ class Clock:
             return ""
         if operator.dtype == "nvfp4":
             return "trtllm_min"
-        return "vllm" if operator.dtype == "fp8_block" and not before(inside(deployment.settings.version), "1.2") else ""
+        return "vllm" if operator.dtype == "fp8_block" and "1.2" in self.changes else ""
 
     def stand_in(self, operator: GroupedGemm) -> Any:
         """An expert kernel's time in another format of the same width: the measured kernels of some formats are in part untuned

@@ -13,12 +13,12 @@ models on MI300X, after what the same authors' runs on NVIDIA's chips show; docs
 from __future__ import annotations
 
 import math
-import re
 from typing import Any
 
 import numpy as np
 
 from trivet.cloud.deployment import Deployment
+from trivet.cloud.engine.versions import numbers
 from trivet.operators import Transfer
 
 ATOM = "atom"  # as a version of vLLM: AMD's engine, or its plug-in, which runs AITER's fused layers
@@ -63,7 +63,7 @@ def _blocks(deployment: Deployment) -> float:
         return 0.0
     if deployment.architecture.quantisation.dense != "fp8_block":
         return 0.0
-    version = tuple(int(number) for number in re.findall(r"\d+", settings.version)[:3])
+    version = numbers(settings.version, 3)
     return next((more for (first, until), more in _BLOCKS if first <= version < until), 0.0)
 
 
