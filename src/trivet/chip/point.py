@@ -74,7 +74,7 @@ class ChipPoint:
     fed_flops: float = 0.0  # peak that operands can be fed at: halving their width at most doubles it; 0 = the peak
     fine_grained: bool = False  # a CPU: vectors, no tiles that a short product would leave empty
     stacked: bool = False  # memory in stacks on the package (HBM), not on the board
-    exponentials: float = 16.0  # a unit and cycle
+    exponentials: float = EXPONENTIALS  # a unit and cycle
     power_flops: float = 0.0  # rate that the power limit sustains in large products; 0 = none known
 
 

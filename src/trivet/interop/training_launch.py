@@ -134,7 +134,7 @@ def _recompute(job: TrainingJob) -> list[str]:
         layers = job.recompute_layers or math.ceil(arch.num_layers / split.pp / split.vp)
         return ["--recompute-granularity", "full", "--recompute-method", "block", "--recompute-num-layers", str(layers)]
     if job.recompute == "selective":
-        modules = ["layernorm", "moe_act" if _moe(arch) else "mlp"] + (
+        modules = ["layernorm", "moe_act" if arch.routed else "mlp"] + (
             ["mla_up_proj"] if any(x.mixer.kind == "mla" for x in arch.layers) else []
         )
         return ["--recompute-granularity", "selective", "--recompute-modules", *modules]
@@ -150,10 +150,6 @@ def _virtual(job: TrainingJob) -> list[str]:
     if (layers + 2) % stages == 0:
         extra = ["--account-for-embedding-in-pipeline-split", "--account-for-loss-in-pipeline-split"]
     return ["--num-virtual-stages-per-pipeline-rank", str(split.vp), *extra]
-
-
-def _moe(arch: Architecture) -> bool:
-    return any(layer.feed_forward.kind == "moe" for layer in arch.layers)
 
 
 def _model(arch: Architecture) -> list[str]:

@@ -212,7 +212,7 @@ def rate(chip: Chip, workload: Workload, choice: Choice) -> Rate:
         return _training(chip, workload, choice)
     assert choice.layout is not None
     settings = EngineSettings(max_num_batched_tokens=CHUNK, weight_dtype=choice.weight, kv_dtype=choice.kv)
-    if choice.weight and any(layer.feed_forward.kind == "moe" for layer in workload.architecture.layers):
+    if choice.weight and workload.architecture.routed:
         settings = EngineSettings(
             max_num_batched_tokens=CHUNK, weight_dtype=choice.weight, moe_dtype=choice.weight, kv_dtype=choice.kv
         )

@@ -39,7 +39,7 @@ def fleet_of(candidate: Candidate, demand_input_mean: float, images: bool = Fals
             role,
             chips=max(deployment.layout.chips // ranks, 1),
             name=deployment.chip.name,
-            ranks=ranks if any(x.feed_forward.kind == "moe" for x in deployment.architecture.layers) else 1,
+            ranks=ranks if deployment.architecture.routed else 1,
             encode=encode_table(deployment) if images else None,
         )
 

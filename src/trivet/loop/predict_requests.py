@@ -171,7 +171,7 @@ def _layout(
     dp = int(kwargs.get("data_parallel_size") or parallel.get("data_parallel_size") or 1)
     pp = int(kwargs.get("pipeline_parallel_size") or parallel.get("pipeline_parallel_size") or 1)
     experts = bool(kwargs.get("enable_expert_parallel"))
-    is_moe = any(layer.feed_forward.kind == "moe" for layer in model.layers)
+    is_moe = model.routed
     attention_dp = dp if is_moe else 1  # experts are cut over the ranks, with or without expert parallelism
     if dp > 1 and attention_dp == 1:
         notes.append(f"data_parallel_size {dp}: independent replicas, least outstanding first")

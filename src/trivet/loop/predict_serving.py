@@ -179,7 +179,7 @@ def _ported(case: Case, quantity: str) -> float:
     deployment = case.pools[-1].deployment
     if deployment.chip.maker == MEASURED_MAKER:
         return 0.0
-    routed = any(layer.feed_forward.kind == "moe" for layer in deployment.architecture.layers)
+    routed = deployment.architecture.routed
     further = BEHIND_KNOWN * math.log(behind(deployment)) if quantity == "tpot" else 0.0
     return math.hypot(PORTED[quantity][1 if routed else 0], further)
 

@@ -153,7 +153,7 @@ def parse(row: Mapping[str, str | None]) -> Row:
     if count % (tp * pp * cp):
         raise TrivetError(f"{count} chips do not divide into tp {tp} x pp {pp} x cp {cp}", field="num_chips")
     dp = count // (tp * pp * cp)
-    if ep > 1 and not any(layer.feed_forward.kind == "moe" for layer in architecture.layers):
+    if ep > 1 and not architecture.routed:
         notes.append(f"ep {ep} has no meaning for a dense model: 1")
         ep = 1
     micro, batch = whole(row, "micro_batch", 1), whole(row, "global_batch", dp)

@@ -169,7 +169,7 @@ def kind_of(scenario: Scenario, group: Group, deployment: Deployment, images: bo
     )
     tiers = tuple(_tier(one, deployment, kv_bytes) for one in group.tiers)
     chips = max(deployment.layout.chips // ranks, 1)
-    experts = any(layer.feed_forward.kind == "moe" for layer in deployment.architecture.layers)
+    experts = deployment.architecture.routed
     lock_step = experts if part.lock_step is None else part.lock_step
     return ReplicaKind(
         table, settings, group.replicas * ranks, group.role, rules, tiers, chips, deployment.chip.name,

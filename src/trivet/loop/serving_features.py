@@ -141,7 +141,7 @@ def _bilinear(rows: Floats, columns: Floats, surface: Floats, x: Floats, y: Floa
 def _names(case: Case) -> list[str]:
     g = case.group
     architecture = case.pools[-1].deployment.architecture
-    experts = any(layer.feed_forward.kind == "moe" for layer in architecture.layers)
+    experts = architecture.routed
     latent = any(layer.mixer.kind == "mla" for layer in architecture.layers)
     kind = ("moe" if experts else "dense") + ("-mla" if latent else "")
     setup = f"{g['engine']} {g['version']} {g['measured_on'][:7]}"

@@ -173,7 +173,7 @@ def _aggregated(base: Deployment, row: Mapping[str, str], notes: list[str]) -> t
     ratio = round(concurrency / batch) if batch and concurrency else 1
     workers = 1
     if ratio > layout.attention_dp:
-        if _is_moe(base.architecture) and ratio == layout.tp and not _count(row, "attention_dp"):
+        if base.architecture.routed and ratio == layout.tp and not _count(row, "attention_dp"):
             notes.append(f"batch_size is concurrency / {ratio}: taken as attention data parallel")
             layout = Layout(tp=1, pp=layout.pp, attention_dp=ratio, moe_tp=layout.moe_tp, moe_ep=layout.moe_ep)
         else:
@@ -234,7 +234,7 @@ def _layout(base: Deployment, row: Mapping[str, str], role: str, notes: list[str
     ways: dict[str, Any] = {k: int(_count(row, role + k)) or 1 for k in ("tp", "pp", "attention_dp")}
     moe_tp, moe_ep = int(_count(row, role + "moe_tp")), int(_count(row, role + "moe_ep"))
     chips_in_stage = ways["tp"] * ways["attention_dp"]
-    if not _is_moe(base.architecture):
+    if not base.architecture.routed:
         return Layout(**ways)
     if not moe_tp and not moe_ep:
         moe_ep = 1
@@ -266,10 +266,6 @@ def _layout(base: Deployment, row: Mapping[str, str], role: str, notes: list[str
         )
         moe_tp, moe_ep = chips_in_stage // fixed, fixed
     return Layout(**ways, moe_tp=moe_tp, moe_ep=moe_ep)
-
-
-def _is_moe(architecture: Architecture) -> bool:
-    return any(layer.feed_forward.kind == "moe" for layer in architecture.layers)
 
 
 def _concurrency(row: Mapping[str, str], pools: Sequence[Pool], notes: list[str]) -> float:

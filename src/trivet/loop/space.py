@@ -73,7 +73,7 @@ def layouts(architecture: Architecture, scale_up_chips: int, limit: int) -> Iter
     Tensor parallelism stays inside a scale-up domain; pipeline stages may cross it. A model with experts also tries
     attention data parallelism with expert parallelism, which is how wide MoE replicas run.
     """
-    moe = any(layer.feed_forward.kind == "moe" for layer in architecture.layers)
+    moe = architecture.routed
     for chips in _powers(limit):
         for pp in _powers(min(4, chips, architecture.num_layers)):
             stage = chips // pp

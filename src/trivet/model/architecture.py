@@ -149,5 +149,10 @@ class Architecture:
         return self.order or tuple(i for i, layer in enumerate(self.layers) for _ in range(layer.count))
 
     @property
+    def routed(self) -> bool:
+        """Whether tokens of some layer are routed to experts."""
+        return any(layer.feed_forward.kind == "moe" for layer in self.layers)
+
+    @property
     def num_layers(self) -> int:
         return sum(layer.count for layer in self.layers)

@@ -82,7 +82,7 @@ def _deployment(launched: Launched, served: str) -> Deployment:
     if launched.command:
         parsed = parse(launched.command)
         architecture = read(launched.model or parsed.model or served)
-        experts = any(layer.feed_forward.kind == "moe" for layer in architecture.layers)
+        experts = architecture.routed
         parsed = parse(launched.command, moe=experts)
         return Deployment(architecture, chip(launched.chip), parsed.layout, parsed.settings)
     if launched.engine not in ENGINES:

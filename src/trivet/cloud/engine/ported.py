@@ -51,7 +51,7 @@ def behind(deployment: Deployment) -> float:
     settings = deployment.settings
     if settings.version == ATOM:
         return 1.0
-    routed = any(layer.feed_forward.kind == "moe" for layer in deployment.architecture.layers)
+    routed = deployment.architecture.routed
     logs = BEHIND.get((settings.engine, deployment.chip.family), (0.0, 0.0))
     return math.exp(logs[0 if routed else 1] + _blocks(deployment))
 

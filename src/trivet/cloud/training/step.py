@@ -274,7 +274,7 @@ def train_step(job: TrainingJob, net: Network | None = None, constants: Constant
 
 def sigma_class(job: TrainingJob) -> str:
     """Kind of job whose left-out errors give the spread: "expert", "low" (dense in 8 or 4 bits), "dense"."""
-    if any(layer.feed_forward.kind == "moe" for layer in job.architecture.layers):
+    if job.architecture.routed:
         return "expert"
     return "low" if job.precision in ("fp8", "mxfp8", "nvfp4", "int8") else "dense"
 
